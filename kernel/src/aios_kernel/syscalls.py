@@ -1,0 +1,645 @@
+"""The ABI: every message that crosses between an agent's process and the kernel.
+
+A frame is a big-endian u32 length and that many bytes of msgpack. The client sends `Hello` once, then `Request`,
+`Cancel` and nothing else; the kernel answers `Welcome`, then `Event` frames: any number of `LlmDelta`, and for every
+request exactly one `Done` or `Failed`. Adding a field with a default keeps the version; anything else raises it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, Union
+
+import msgspec
+
+ABI_VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+Priority: TypeAlias = Literal["interactive", "normal", "batch"]
+Right: TypeAlias = Literal["read", "write"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+ProgramState: TypeAlias = Literal["idle", "ready", "running", "tool", "message", "finished"]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything on the wire; unknown fields of a newer peer are ignored."""
+
+
+# --- language model -------------------------------------------------------------------------------------------------
+
+
+class ToolCall(_Message):
+    """A tool call as the model wrote it; `arguments` is JSON text, not checked yet."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(_Message):
+    """One turn of a chat. `tool_call_id` and `name` belong to the role `tool`."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class ToolSpec(_Message):
+    """A tool offered to the model; `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Sampling(_Message):
+    """How to choose tokens; None means the model's own default.
+
+    `forced` (evals only) is the answer's text: every token is computed, the given text comes out, and
+    `LlmResult.argmax_agreed` counts the positions where the model's own greedy choice was the same.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] = []
+    max_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    forced: str | None = None
+
+
+class LlmChat(_Message, tag="llm.chat"):
+    """Ask the model for the next turn.
+
+    `tool_choice` is `auto`, `none`, `required` or a tool's name; `schema` a JSON schema that the answer must satisfy
+    (`{}`: any JSON object). With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
+    """
+
+    messages: list[Message]
+    tools: list[ToolSpec] = []
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    schema: dict[str, Any] | None = None
+    sampling: Sampling = Sampling()
+    model: str | None = None
+    stream: bool = False
+
+
+class LlmEmbed(_Message, tag="llm.embed"):
+    """Embed texts with the kernel's embedder; the answer is `Embeddings`."""
+
+    texts: list[str]
+    model: str | None = None
+
+
+class TokenLogprob(_Message):
+    """Log-probability of one emitted token and of the `top` alternatives at its place."""
+
+    token: str
+    logprob: float
+    top: list[tuple[str, float]] = []
+
+
+class Usage(_Message):
+    """Tokens of one call: prompt, of these taken from the prefix cache, and generated."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class LlmDelta(_Message, tag="llm.delta"):
+    """A piece of a streamed answer: text, or tool calls that are complete."""
+
+    text: str = ""
+    tool_calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
+
+
+class LlmResult(_Message, tag="llm.result"):
+    """The whole answer. `text` excludes the tool calls; `argmax_agreed` is set for forced decoding."""
+
+    model: str
+    text: str = ""
+    tool_calls: list[ToolCall] = []
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage()
+    logprobs: list[TokenLogprob] = []
+    argmax_agreed: int | None = None
+
+
+class Embeddings(_Message, tag="llm.embeddings"):
+    """One vector a text, all of one length."""
+
+    vectors: list[list[float]]
+    model: str
+    usage: Usage = Usage()
+
+
+# --- tools ----------------------------------------------------------------------------------------------------------
+
+
+class ToolBegin(_Message, tag="tool.begin"):
+    """Ask leave to run a tool in the agent's own process and mark the program as paused on it; gives `ToolGrant`."""
+
+    name: str
+    arguments: str = "{}"
+    call_id: str | None = None
+    timeout_s: float | None = None
+
+
+class ToolEnd(_Message, tag="tool.end"):
+    """Report how a granted tool call ended."""
+
+    grant: str
+    ok: bool = True
+    error: str | None = None
+    result_bytes: int = 0
+
+
+class ToolInvoke(_Message, tag="tool.call"):
+    """Run a tool that the kernel hosts; gives `ToolOutput`. (`tool.call` in the documents.)"""
+
+    name: str
+    arguments: str = "{}"
+    timeout_s: float | None = None
+
+
+class ToolList(_Message, tag="tool.list"):
+    """List the kernel's tools; gives `Tools`."""
+
+
+class ToolGrant(_Message, tag="tool.grant"):
+    """Leave to run a tool until `timeout_s` seconds have passed."""
+
+    grant: str
+    timeout_s: float
+
+
+class ToolOutput(_Message, tag="tool.output"):
+    """What a kernel-hosted tool returned, as text."""
+
+    content: str
+
+
+class Tools(_Message, tag="tool.tools"):
+    """The tools that the kernel hosts."""
+
+    tools: list[ToolSpec]
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+class Note(_Message, tag="memory.note"):
+    """A piece of long-term memory. `score` is set by a search (higher is nearer)."""
+
+    id: str
+    namespace: str
+    text: str
+    author: str
+    metadata: dict[str, Any] = {}
+    created_s: float = 0.0
+    score: float | None = None
+
+
+class MemoryAdd(_Message, tag="memory.add"):
+    """Remember a text; gives the `Note`. `namespace` None means the caller's own, `agent/<name>`.
+
+    With `id` an existing note of that id in the namespace is replaced. `embed=False` keeps a row that is found by id
+    and metadata only (chat buffers, key-value stores).
+    """
+
+    text: str
+    namespace: str | None = None
+    metadata: dict[str, Any] = {}
+    id: str | None = None
+    embed: bool = True
+
+
+class MemorySearch(_Message, tag="memory.search"):
+    """Find the `k` nearest notes, filtered by equality on metadata before the ranking; gives `Notes`.
+
+    An empty query lists the notes by age, oldest first, without ranking.
+    """
+
+    query: str = ""
+    namespace: str | None = None
+    k: int = 5
+    filter: dict[str, str | int | float | bool] = {}
+
+
+class MemoryGet(_Message, tag="memory.get"):
+    """Read one note by id; gives `Note` or `NotFound`."""
+
+    id: str
+    namespace: str | None = None
+
+
+class MemoryUpdate(_Message, tag="memory.update"):
+    """Replace text and/or metadata of a note; gives the `Note`."""
+
+    id: str
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    namespace: str | None = None
+
+
+class MemoryDelete(_Message, tag="memory.delete"):
+    """Forget one note, or with `id` None the whole namespace; gives `Count`."""
+
+    id: str | None = None
+    namespace: str | None = None
+
+
+class Notes(_Message, tag="memory.notes"):
+    """Search results, best first."""
+
+    notes: list[Note]
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+class StoragePut(_Message, tag="storage.put"):
+    """Write a new version of a file; gives `FileInfo`. `owner` None means the caller's own, `agent/<name>`."""
+
+    path: str
+    data: bytes
+    owner: str | None = None
+
+
+class StorageGet(_Message, tag="storage.get"):
+    """Read a file, its newest version unless one is named; gives `FileData`."""
+
+    path: str
+    version: int | None = None
+    owner: str | None = None
+
+
+class StorageList(_Message, tag="storage.list"):
+    """List files below a prefix, newest versions only; gives `Files`."""
+
+    prefix: str = ""
+    owner: str | None = None
+
+
+class StorageVersions(_Message, tag="storage.versions"):
+    """List all versions of a file, newest first; gives `Files`."""
+
+    path: str
+    owner: str | None = None
+
+
+class StorageRollback(_Message, tag="storage.rollback"):
+    """Write an old version again as the newest; gives `FileInfo`."""
+
+    path: str
+    version: int
+    owner: str | None = None
+
+
+class StorageDelete(_Message, tag="storage.delete"):
+    """Delete all versions of every file at or below a path; gives `Count`."""
+
+    path: str
+    owner: str | None = None
+
+
+class FileInfo(_Message, tag="storage.file"):
+    """A version of a file, without its bytes."""
+
+    path: str
+    version: int
+    size: int
+    created_s: float
+
+
+class FileData(_Message, tag="storage.data"):
+    """A version of a file with its bytes."""
+
+    info: FileInfo
+    data: bytes
+
+
+class Files(_Message, tag="storage.files"):
+    """Several files or versions."""
+
+    files: list[FileInfo]
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+class AgentSpawn(_Message, tag="agent.spawn"):
+    """Register a program (one run of an agent) under an id that the client chose; gives `Ok`."""
+
+    program: str
+    agent: str
+    framework: str = ""
+    priority: Priority = "normal"
+    group: str | None = None
+    parent: str | None = None
+
+
+class AgentExit(_Message, tag="agent.exit"):
+    """End the calling program; frees all it holds, ends its children too."""
+
+    error: str | None = None
+
+
+class AgentSend(_Message, tag="agent.send"):
+    """Put a message into the mailbox of an agent (by name) or of one program (by id); gives `Ok`."""
+
+    to: str
+    body: str
+    topic: str = ""
+
+
+class AgentReceive(_Message, tag="agent.receive"):
+    """Take the oldest message from the caller's mailbox, waiting for one; gives `Mail`."""
+
+    topic: str | None = None
+    sender: str | None = None
+    timeout_s: float | None = None
+
+
+class AgentWait(_Message, tag="agent.wait"):
+    """Wait until a program has finished; gives its `ProgramInfo`."""
+
+    program: str
+    timeout_s: float | None = None
+
+
+class AgentPriority(_Message, tag="agent.priority"):
+    """Change the priority of the caller's program or of one of its children."""
+
+    priority: Priority
+    program: str | None = None
+
+
+class Mail(_Message, tag="agent.mail"):
+    """A message from one agent to another."""
+
+    sender: str
+    body: str
+    topic: str = ""
+    sent_s: float = 0.0
+
+
+class ProgramInfo(_Message, tag="agent.program"):
+    """A row of the process table; times in seconds, `*_s` totals since the start."""
+
+    program: str
+    agent: str
+    framework: str
+    group: str
+    principal: str
+    priority: Priority
+    parent: str | None
+    state: ProgramState
+    waiting_for: str
+    started_s: float
+    finished_s: float | None
+    error: str | None
+    llm_calls: int
+    tool_calls: int
+    memory_calls: int
+    storage_calls: int
+    other_calls: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queued_s: float
+    running_s: float
+    tool_s: float
+    message_s: float
+    snapshots: int
+
+
+# --- access ---------------------------------------------------------------------------------------------------------
+
+
+class AccessGrant(_Message, tag="access.grant"):
+    """Give another agent rights on a namespace or storage owner that the caller owns."""
+
+    to: str
+    resource: str
+    rights: list[Right]
+
+
+class AccessRevoke(_Message, tag="access.revoke"):
+    """Take rights back."""
+
+    to: str
+    resource: str
+    rights: list[Right]
+
+
+class AccessAudit(_Message, tag="access.audit"):
+    """Read the newest audit records of the caller's principal; gives `AuditRecords`."""
+
+    limit: int = 100
+    agent: str | None = None
+
+
+class AuditRecord(_Message, tag="access.record"):
+    """What one syscall was and how it ended; `digest` chains it to the record before."""
+
+    seq: int
+    time_s: float
+    principal: str
+    agent: str
+    program: str
+    syscall: str
+    resource: str
+    outcome: str
+    queued_s: float
+    ran_s: float
+    digest: str
+
+
+class AuditRecords(_Message, tag="access.records"):
+    """Audit records, newest first."""
+
+    records: list[AuditRecord]
+
+
+# --- the kernel itself ----------------------------------------------------------------------------------------------
+
+
+class KernelInfo(_Message, tag="kernel.info"):
+    """Ask what this kernel is; gives `KernelStatus`."""
+
+
+class KernelPs(_Message, tag="kernel.ps"):
+    """List the programs; gives `Programs`."""
+
+    finished: bool = True
+
+
+class KernelKill(_Message, tag="kernel.kill"):
+    """End a program, or all programs of an agent's name; gives `Count`."""
+
+    target: str
+
+
+class KernelTrace(_Message, tag="kernel.trace"):
+    """Read the trace of this kernel's life; gives `Trace`. `program` narrows it to one run and its children."""
+
+    program: str | None = None
+
+
+class KernelShutdown(_Message, tag="kernel.shutdown"):
+    """Stop the kernel after its open calls were cancelled."""
+
+
+class KernelStatus(_Message, tag="kernel.status"):
+    """The kernel at a glance; KV sizes in tokens."""
+
+    version: str
+    abi: int
+    pid: int
+    home: str
+    model: str
+    engine: str
+    policy: str
+    http: str | None
+    uptime_s: float
+    kv_tokens: int
+    kv_free_tokens: int
+    tokens_computed: int
+    tokens_cached: int
+    snapshots: int
+    trace: str
+
+
+class Programs(_Message, tag="kernel.programs"):
+    """Rows of the process table, oldest first."""
+
+    programs: list[ProgramInfo]
+
+
+class Span(_Message, tag="kernel.span"):
+    """One syscall in the trace; times in seconds since the epoch."""
+
+    program: str
+    agent: str
+    framework: str
+    syscall: str
+    detail: str
+    outcome: str
+    queued_s: float
+    started_s: float
+    ended_s: float
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Trace(_Message, tag="kernel.trace_result"):
+    """Spans in the order in which they ended."""
+
+    spans: list[Span]
+
+
+class Ok(_Message, tag="ok"):
+    """Done; nothing to say."""
+
+
+class Count(_Message, tag="count"):
+    """How many things were touched."""
+
+    count: int
+
+
+Syscall: TypeAlias = Union[
+    LlmChat, LlmEmbed,
+    ToolBegin, ToolEnd, ToolInvoke, ToolList,
+    MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete,
+    StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
+    AgentSpawn, AgentExit, AgentSend, AgentReceive, AgentWait, AgentPriority,
+    AccessGrant, AccessRevoke, AccessAudit,
+    KernelInfo, KernelPs, KernelKill, KernelTrace, KernelShutdown,
+]  # fmt: skip
+"""Everything that can be asked."""
+
+Result: TypeAlias = Union[
+    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, FileInfo, FileData, Files, Mail,
+    ProgramInfo, AuditRecords, KernelStatus, Programs, Trace,
+]  # fmt: skip
+"""Everything that can be answered."""
+
+
+def name_of(call: Syscall) -> str:
+    """The syscall's name on the wire, such as `llm.chat`."""
+    tag = type(call).__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+
+class Hello(_Message, tag="hello"):
+    """The client's first frame."""
+
+    version: int
+    token: str
+    client: str = ""
+
+
+class Request(_Message, tag="request"):
+    """A syscall. `id` is the client's own, `timeout_s` the time it may take, `program` the caller."""
+
+    id: int
+    call: Syscall
+    program: str | None = None
+    timeout_s: float | None = None
+
+
+class Cancel(_Message, tag="cancel"):
+    """Stop a request; it still ends with exactly one `Done` or `Failed`."""
+
+    id: int
+
+
+class Welcome(_Message, tag="welcome"):
+    """The kernel's first frame."""
+
+    version: int
+    principal: str
+    pid: int
+
+
+class Delta(_Message, tag="delta"):
+    """A piece of a streamed answer."""
+
+    id: int
+    delta: LlmDelta
+
+
+class Done(_Message, tag="done"):
+    """The request ended with a result."""
+
+    id: int
+    result: Result
+
+
+class Failed(_Message, tag="failed"):
+    """The request ended with an error; `code` names a class of `aios_kernel.errors`. Id 0: the connection itself."""
+
+    id: int
+    code: str
+    message: str
+    agent: str | None = None
+    syscall: str | None = None
+    fix: str | None = None
+    retry_after_s: float | None = None
+
+
+ClientFrame: TypeAlias = Union[Hello, Request, Cancel]
+KernelFrame: TypeAlias = Union[Welcome, Delta, Done, Failed]
