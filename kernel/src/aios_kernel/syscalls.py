@@ -20,14 +20,14 @@ FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 ProgramState: TypeAlias = Literal["idle", "ready", "running", "tool", "message", "finished"]
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of everything on the wire; unknown fields of a newer peer are ignored."""
 
 
 # --- language model -------------------------------------------------------------------------------------------------
 
 
-class ToolCall(_Message):
+class ToolCall(_Message, frozen=True):
     """A tool call as the model wrote it; `arguments` is JSON text, not checked yet."""
 
     id: str
@@ -35,7 +35,7 @@ class ToolCall(_Message):
     arguments: str
 
 
-class Message(_Message):
+class Message(_Message, frozen=True):
     """One turn of a chat. `tool_call_id` and `name` belong to the role `tool`."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -45,7 +45,7 @@ class Message(_Message):
     name: str | None = None
 
 
-class ToolSpec(_Message):
+class ToolSpec(_Message, frozen=True):
     """A tool offered to the model; `parameters` is a JSON schema of an object."""
 
     name: str
@@ -53,7 +53,7 @@ class ToolSpec(_Message):
     parameters: dict[str, Any] = {}
 
 
-class Sampling(_Message):
+class Sampling(_Message, frozen=True):
     """How to choose tokens; None means the model's own default.
 
     `forced` (evals only) is the answer's text: every token is computed, the given text comes out, and
@@ -71,7 +71,7 @@ class Sampling(_Message):
     forced: str | None = None
 
 
-class LlmChat(_Message, tag="llm.chat"):
+class LlmChat(_Message, frozen=True, tag="llm.chat"):
     """Ask the model for the next turn.
 
     `tool_choice` is `auto`, `none`, `required` or a tool's name; `schema` a JSON schema that the answer must satisfy
@@ -88,14 +88,14 @@ class LlmChat(_Message, tag="llm.chat"):
     stream: bool = False
 
 
-class LlmEmbed(_Message, tag="llm.embed"):
+class LlmEmbed(_Message, frozen=True, tag="llm.embed"):
     """Embed texts with the kernel's embedder; the answer is `Embeddings`."""
 
     texts: list[str]
     model: str | None = None
 
 
-class TokenLogprob(_Message):
+class TokenLogprob(_Message, frozen=True):
     """Log-probability of one emitted token and of the `top` alternatives at its place."""
 
     token: str
@@ -103,7 +103,7 @@ class TokenLogprob(_Message):
     top: list[tuple[str, float]] = []
 
 
-class Usage(_Message):
+class Usage(_Message, frozen=True):
     """Tokens of one call: prompt, of these taken from the prefix cache, and generated."""
 
     prompt_tokens: int = 0
@@ -111,7 +111,7 @@ class Usage(_Message):
     completion_tokens: int = 0
 
 
-class LlmDelta(_Message, tag="llm.delta"):
+class LlmDelta(_Message, frozen=True, tag="llm.delta"):
     """A piece of a streamed answer: text, or tool calls that are complete."""
 
     text: str = ""
@@ -119,7 +119,7 @@ class LlmDelta(_Message, tag="llm.delta"):
     logprobs: list[TokenLogprob] = []
 
 
-class LlmResult(_Message, tag="llm.result"):
+class LlmResult(_Message, frozen=True, tag="llm.result"):
     """The whole answer. `text` excludes the tool calls; `argmax_agreed` is set for forced decoding."""
 
     model: str
@@ -131,7 +131,7 @@ class LlmResult(_Message, tag="llm.result"):
     argmax_agreed: int | None = None
 
 
-class Embeddings(_Message, tag="llm.embeddings"):
+class Embeddings(_Message, frozen=True, tag="llm.embeddings"):
     """One vector a text, all of one length."""
 
     vectors: list[list[float]]
@@ -142,7 +142,7 @@ class Embeddings(_Message, tag="llm.embeddings"):
 # --- tools ----------------------------------------------------------------------------------------------------------
 
 
-class ToolBegin(_Message, tag="tool.begin"):
+class ToolBegin(_Message, frozen=True, tag="tool.begin"):
     """Ask leave to run a tool in the agent's own process and mark the program as paused on it; gives `ToolGrant`."""
 
     name: str
@@ -151,7 +151,7 @@ class ToolBegin(_Message, tag="tool.begin"):
     timeout_s: float | None = None
 
 
-class ToolEnd(_Message, tag="tool.end"):
+class ToolEnd(_Message, frozen=True, tag="tool.end"):
     """Report how a granted tool call ended."""
 
     grant: str
@@ -160,7 +160,7 @@ class ToolEnd(_Message, tag="tool.end"):
     result_bytes: int = 0
 
 
-class ToolInvoke(_Message, tag="tool.call"):
+class ToolInvoke(_Message, frozen=True, tag="tool.call"):
     """Run a tool that the kernel hosts; gives `ToolOutput`. (`tool.call` in the documents.)"""
 
     name: str
@@ -168,24 +168,24 @@ class ToolInvoke(_Message, tag="tool.call"):
     timeout_s: float | None = None
 
 
-class ToolList(_Message, tag="tool.list"):
+class ToolList(_Message, frozen=True, tag="tool.list"):
     """List the kernel's tools; gives `Tools`."""
 
 
-class ToolGrant(_Message, tag="tool.grant"):
+class ToolGrant(_Message, frozen=True, tag="tool.grant"):
     """Leave to run a tool until `timeout_s` seconds have passed."""
 
     grant: str
     timeout_s: float
 
 
-class ToolOutput(_Message, tag="tool.output"):
+class ToolOutput(_Message, frozen=True, tag="tool.output"):
     """What a kernel-hosted tool returned, as text."""
 
     content: str
 
 
-class Tools(_Message, tag="tool.tools"):
+class Tools(_Message, frozen=True, tag="tool.tools"):
     """The tools that the kernel hosts."""
 
     tools: list[ToolSpec]
@@ -194,7 +194,7 @@ class Tools(_Message, tag="tool.tools"):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-class Note(_Message, tag="memory.note"):
+class Note(_Message, frozen=True, tag="memory.note"):
     """A piece of long-term memory. `score` is set by a search (higher is nearer)."""
 
     id: str
@@ -206,7 +206,7 @@ class Note(_Message, tag="memory.note"):
     score: float | None = None
 
 
-class MemoryAdd(_Message, tag="memory.add"):
+class MemoryAdd(_Message, frozen=True, tag="memory.add"):
     """Remember a text; gives the `Note`. `namespace` None means the caller's own, `agent/<name>`.
 
     With `id` an existing note of that id in the namespace is replaced. `embed=False` keeps a row that is found by id
@@ -220,7 +220,7 @@ class MemoryAdd(_Message, tag="memory.add"):
     embed: bool = True
 
 
-class MemorySearch(_Message, tag="memory.search"):
+class MemorySearch(_Message, frozen=True, tag="memory.search"):
     """Find the `k` nearest notes, filtered by equality on metadata before the ranking; gives `Notes`.
 
     An empty query lists the notes by age, oldest first, without ranking.
@@ -232,14 +232,14 @@ class MemorySearch(_Message, tag="memory.search"):
     filter: dict[str, str | int | float | bool] = {}
 
 
-class MemoryGet(_Message, tag="memory.get"):
+class MemoryGet(_Message, frozen=True, tag="memory.get"):
     """Read one note by id; gives `Note` or `NotFound`."""
 
     id: str
     namespace: str | None = None
 
 
-class MemoryUpdate(_Message, tag="memory.update"):
+class MemoryUpdate(_Message, frozen=True, tag="memory.update"):
     """Replace text and/or metadata of a note; gives the `Note`."""
 
     id: str
@@ -248,14 +248,14 @@ class MemoryUpdate(_Message, tag="memory.update"):
     namespace: str | None = None
 
 
-class MemoryDelete(_Message, tag="memory.delete"):
+class MemoryDelete(_Message, frozen=True, tag="memory.delete"):
     """Forget one note, or with `id` None the whole namespace; gives `Count`."""
 
     id: str | None = None
     namespace: str | None = None
 
 
-class Notes(_Message, tag="memory.notes"):
+class Notes(_Message, frozen=True, tag="memory.notes"):
     """Search results, best first."""
 
     notes: list[Note]
@@ -264,7 +264,7 @@ class Notes(_Message, tag="memory.notes"):
 # --- storage --------------------------------------------------------------------------------------------------------
 
 
-class StoragePut(_Message, tag="storage.put"):
+class StoragePut(_Message, frozen=True, tag="storage.put"):
     """Write a new version of a file; gives `FileInfo`. `owner` None means the caller's own, `agent/<name>`."""
 
     path: str
@@ -272,7 +272,7 @@ class StoragePut(_Message, tag="storage.put"):
     owner: str | None = None
 
 
-class StorageGet(_Message, tag="storage.get"):
+class StorageGet(_Message, frozen=True, tag="storage.get"):
     """Read a file, its newest version unless one is named; gives `FileData`."""
 
     path: str
@@ -280,21 +280,21 @@ class StorageGet(_Message, tag="storage.get"):
     owner: str | None = None
 
 
-class StorageList(_Message, tag="storage.list"):
+class StorageList(_Message, frozen=True, tag="storage.list"):
     """List files below a prefix, newest versions only; gives `Files`."""
 
     prefix: str = ""
     owner: str | None = None
 
 
-class StorageVersions(_Message, tag="storage.versions"):
+class StorageVersions(_Message, frozen=True, tag="storage.versions"):
     """List all versions of a file, newest first; gives `Files`."""
 
     path: str
     owner: str | None = None
 
 
-class StorageRollback(_Message, tag="storage.rollback"):
+class StorageRollback(_Message, frozen=True, tag="storage.rollback"):
     """Write an old version again as the newest; gives `FileInfo`."""
 
     path: str
@@ -302,14 +302,14 @@ class StorageRollback(_Message, tag="storage.rollback"):
     owner: str | None = None
 
 
-class StorageDelete(_Message, tag="storage.delete"):
+class StorageDelete(_Message, frozen=True, tag="storage.delete"):
     """Delete all versions of every file at or below a path; gives `Count`."""
 
     path: str
     owner: str | None = None
 
 
-class FileInfo(_Message, tag="storage.file"):
+class FileInfo(_Message, frozen=True, tag="storage.file"):
     """A version of a file, without its bytes."""
 
     path: str
@@ -318,14 +318,14 @@ class FileInfo(_Message, tag="storage.file"):
     created_s: float
 
 
-class FileData(_Message, tag="storage.data"):
+class FileData(_Message, frozen=True, tag="storage.data"):
     """A version of a file with its bytes."""
 
     info: FileInfo
     data: bytes
 
 
-class Files(_Message, tag="storage.files"):
+class Files(_Message, frozen=True, tag="storage.files"):
     """Several files or versions."""
 
     files: list[FileInfo]
@@ -334,7 +334,7 @@ class Files(_Message, tag="storage.files"):
 # --- agents ---------------------------------------------------------------------------------------------------------
 
 
-class AgentSpawn(_Message, tag="agent.spawn"):
+class AgentSpawn(_Message, frozen=True, tag="agent.spawn"):
     """Register a program (one run of an agent) under an id that the client chose; gives `Ok`."""
 
     program: str
@@ -345,13 +345,13 @@ class AgentSpawn(_Message, tag="agent.spawn"):
     parent: str | None = None
 
 
-class AgentExit(_Message, tag="agent.exit"):
+class AgentExit(_Message, frozen=True, tag="agent.exit"):
     """End the calling program; frees all it holds, ends its children too."""
 
     error: str | None = None
 
 
-class AgentSend(_Message, tag="agent.send"):
+class AgentSend(_Message, frozen=True, tag="agent.send"):
     """Put a message into the mailbox of an agent (by name) or of one program (by id); gives `Ok`."""
 
     to: str
@@ -359,7 +359,7 @@ class AgentSend(_Message, tag="agent.send"):
     topic: str = ""
 
 
-class AgentReceive(_Message, tag="agent.receive"):
+class AgentReceive(_Message, frozen=True, tag="agent.receive"):
     """Take the oldest message from the caller's mailbox, waiting for one; gives `Mail`."""
 
     topic: str | None = None
@@ -367,21 +367,21 @@ class AgentReceive(_Message, tag="agent.receive"):
     timeout_s: float | None = None
 
 
-class AgentWait(_Message, tag="agent.wait"):
+class AgentWait(_Message, frozen=True, tag="agent.wait"):
     """Wait until a program has finished; gives its `ProgramInfo`."""
 
     program: str
     timeout_s: float | None = None
 
 
-class AgentPriority(_Message, tag="agent.priority"):
+class AgentPriority(_Message, frozen=True, tag="agent.priority"):
     """Change the priority of the caller's program or of one of its children."""
 
     priority: Priority
     program: str | None = None
 
 
-class Mail(_Message, tag="agent.mail"):
+class Mail(_Message, frozen=True, tag="agent.mail"):
     """A message from one agent to another."""
 
     sender: str
@@ -390,7 +390,7 @@ class Mail(_Message, tag="agent.mail"):
     sent_s: float = 0.0
 
 
-class ProgramInfo(_Message, tag="agent.program"):
+class ProgramInfo(_Message, frozen=True, tag="agent.program"):
     """A row of the process table; times in seconds, `*_s` totals since the start."""
 
     program: str
@@ -423,7 +423,7 @@ class ProgramInfo(_Message, tag="agent.program"):
 # --- access ---------------------------------------------------------------------------------------------------------
 
 
-class AccessGrant(_Message, tag="access.grant"):
+class AccessGrant(_Message, frozen=True, tag="access.grant"):
     """Give another agent rights on a namespace or storage owner that the caller owns."""
 
     to: str
@@ -431,7 +431,7 @@ class AccessGrant(_Message, tag="access.grant"):
     rights: list[Right]
 
 
-class AccessRevoke(_Message, tag="access.revoke"):
+class AccessRevoke(_Message, frozen=True, tag="access.revoke"):
     """Take rights back."""
 
     to: str
@@ -439,14 +439,14 @@ class AccessRevoke(_Message, tag="access.revoke"):
     rights: list[Right]
 
 
-class AccessAudit(_Message, tag="access.audit"):
+class AccessAudit(_Message, frozen=True, tag="access.audit"):
     """Read the newest audit records of the caller's principal; gives `AuditRecords`."""
 
     limit: int = 100
     agent: str | None = None
 
 
-class AuditRecord(_Message, tag="access.record"):
+class AuditRecord(_Message, frozen=True, tag="access.record"):
     """What one syscall was and how it ended; `digest` chains it to the record before."""
 
     seq: int
@@ -462,7 +462,7 @@ class AuditRecord(_Message, tag="access.record"):
     digest: str
 
 
-class AuditRecords(_Message, tag="access.records"):
+class AuditRecords(_Message, frozen=True, tag="access.records"):
     """Audit records, newest first."""
 
     records: list[AuditRecord]
@@ -471,33 +471,33 @@ class AuditRecords(_Message, tag="access.records"):
 # --- the kernel itself ----------------------------------------------------------------------------------------------
 
 
-class KernelInfo(_Message, tag="kernel.info"):
+class KernelInfo(_Message, frozen=True, tag="kernel.info"):
     """Ask what this kernel is; gives `KernelStatus`."""
 
 
-class KernelPs(_Message, tag="kernel.ps"):
+class KernelPs(_Message, frozen=True, tag="kernel.ps"):
     """List the programs; gives `Programs`."""
 
     finished: bool = True
 
 
-class KernelKill(_Message, tag="kernel.kill"):
+class KernelKill(_Message, frozen=True, tag="kernel.kill"):
     """End a program, or all programs of an agent's name; gives `Count`."""
 
     target: str
 
 
-class KernelTrace(_Message, tag="kernel.trace"):
+class KernelTrace(_Message, frozen=True, tag="kernel.trace"):
     """Read the trace of this kernel's life; gives `Trace`. `program` narrows it to one run and its children."""
 
     program: str | None = None
 
 
-class KernelShutdown(_Message, tag="kernel.shutdown"):
+class KernelShutdown(_Message, frozen=True, tag="kernel.shutdown"):
     """Stop the kernel after its open calls were cancelled."""
 
 
-class KernelStatus(_Message, tag="kernel.status"):
+class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """The kernel at a glance; KV sizes in tokens."""
 
     version: str
@@ -517,13 +517,13 @@ class KernelStatus(_Message, tag="kernel.status"):
     trace: str
 
 
-class Programs(_Message, tag="kernel.programs"):
+class Programs(_Message, frozen=True, tag="kernel.programs"):
     """Rows of the process table, oldest first."""
 
     programs: list[ProgramInfo]
 
 
-class Span(_Message, tag="kernel.span"):
+class Span(_Message, frozen=True, tag="kernel.span"):
     """One syscall in the trace; times in seconds since the epoch."""
 
     program: str
@@ -540,17 +540,17 @@ class Span(_Message, tag="kernel.span"):
     completion_tokens: int = 0
 
 
-class Trace(_Message, tag="kernel.trace_result"):
+class Trace(_Message, frozen=True, tag="kernel.trace_result"):
     """Spans in the order in which they ended."""
 
     spans: list[Span]
 
 
-class Ok(_Message, tag="ok"):
+class Ok(_Message, frozen=True, tag="ok"):
     """Done; nothing to say."""
 
 
-class Count(_Message, tag="count"):
+class Count(_Message, frozen=True, tag="count"):
     """How many things were touched."""
 
     count: int
@@ -584,7 +584,7 @@ def name_of(call: Syscall) -> str:
 # --- frames ---------------------------------------------------------------------------------------------------------
 
 
-class Hello(_Message, tag="hello"):
+class Hello(_Message, frozen=True, tag="hello"):
     """The client's first frame."""
 
     version: int
@@ -592,7 +592,7 @@ class Hello(_Message, tag="hello"):
     client: str = ""
 
 
-class Request(_Message, tag="request"):
+class Request(_Message, frozen=True, tag="request"):
     """A syscall. `id` is the client's own, `timeout_s` the time it may take, `program` the caller."""
 
     id: int
@@ -601,13 +601,13 @@ class Request(_Message, tag="request"):
     timeout_s: float | None = None
 
 
-class Cancel(_Message, tag="cancel"):
+class Cancel(_Message, frozen=True, tag="cancel"):
     """Stop a request; it still ends with exactly one `Done` or `Failed`."""
 
     id: int
 
 
-class Welcome(_Message, tag="welcome"):
+class Welcome(_Message, frozen=True, tag="welcome"):
     """The kernel's first frame."""
 
     version: int
@@ -615,21 +615,21 @@ class Welcome(_Message, tag="welcome"):
     pid: int
 
 
-class Delta(_Message, tag="delta"):
+class Delta(_Message, frozen=True, tag="delta"):
     """A piece of a streamed answer."""
 
     id: int
     delta: LlmDelta
 
 
-class Done(_Message, tag="done"):
+class Done(_Message, frozen=True, tag="done"):
     """The request ended with a result."""
 
     id: int
     result: Result
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """The request ended with an error; `code` names a class of `aios_kernel.errors`. Id 0: the connection itself."""
 
     id: int

@@ -1,0 +1,16 @@
+"""Wrap an agent with one decorator; its LLM, tool and memory calls become syscalls of a shared kernel.
+
+import aios_adapters as aios
+
+@aios.agent(name="researcher")
+def main(): ...
+"""
+
+from aios_adapters._agent import agent, running
+from aios_adapters._scope import Scope, current
+from aios_adapters.plugins import host
+
+__all__ = ["Scope", "agent", "current", "host", "running"]
+
+# The order of imports must not matter: frameworks imported later are hooked as they arrive.
+host().activate()

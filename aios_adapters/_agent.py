@@ -1,0 +1,116 @@
+"""`agent`: the decorator that puts a function, a class or a built object under the kernel."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
+
+from aios_adapters import _steps
+from aios_adapters._kernel import link_for
+from aios_adapters._scope import AgentOptions, MemoryMode, Scope, current
+from aios_adapters.plugins import host
+from aios_kernel.config import Config, load
+from aios_kernel.syscalls import Priority
+
+T = TypeVar("T")
+
+
+@overload
+def agent(
+    target: T,
+    *,
+    name: str | None = None,
+    priority: Priority = "normal",
+    group: str | None = None,
+    memory: MemoryMode | None = None,
+    kernel: str | None = None,
+) -> T: ...
+
+
+@overload
+def agent(
+    *,
+    name: str | None = None,
+    priority: Priority = "normal",
+    group: str | None = None,
+    memory: MemoryMode | None = None,
+    kernel: str | None = None,
+) -> Callable[[T], T]: ...
+
+
+def agent(
+    target: Any = None,
+    *,
+    name: str | None = None,
+    priority: Priority = "normal",
+    group: str | None = None,
+    memory: MemoryMode | None = None,
+    kernel: str | None = None,
+) -> Any:
+    """Run an agent's LLM, tool and memory calls through the kernel. Nothing else in its code changes.
+
+    Use it as a decorator on a function, coroutine function, generator, async generator or class, or call it on a
+    built object (a LangGraph graph, an AutoGen team): `team = aios.agent(team, name="team")`.
+
+    Args:
+        target: what to wrap; None makes a decorator.
+        name: the agent's name; default the target's own.
+        priority: `interactive`, `normal` or `batch`.
+        group: the trust domain: agents that share memory, prefix cache and scheduling share.
+        memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
+        kernel: overrides `AIOS_KERNEL` for this agent.
+    """
+    if target is None:
+        return functools.partial(agent, name=name, priority=priority, group=group, memory=memory, kernel=kernel)
+    options = AgentOptions(name or _name_of(target), priority, group, memory=memory)
+    runner = Runner(options, kernel)
+    if isinstance(target, type):
+        return _steps.wrap_class(target, runner)
+    if inspect.isroutine(target):
+        return _steps.wrap_function(target, runner)
+    return _steps.wrap_object(target, runner)
+
+
+class Runner:
+    """Opens a scope for every run of one agent; calls inside a run of the same agent belong to that run."""
+
+    def __init__(self, options: AgentOptions, kernel: str | None) -> None:
+        self.options = options
+        self._kernel = kernel
+
+    def begin(self) -> tuple[Scope | None, bool]:
+        """The scope for a call that starts now, and whether it is new (and so must be closed). None: kernel is off."""
+        outer = current()
+        if outer is not None and outer.options is self.options:
+            return outer, False
+        config = self._config()
+        if config.kernel == "off":
+            return None, False
+        plugins = host()
+        plugins.activate()
+        plugins.check()
+        return Scope(self.options, link_for(config, plugins), outer), True
+
+    def _config(self) -> Config:
+        return load({"kernel": self._kernel})
+
+
+@contextmanager
+def running(name: str, **options: Any) -> Iterator[Scope | None]:
+    """A scope as a `with` block, for code that is no function (notebooks, scripts). See `agent` for the options."""
+    kernel = options.pop("kernel", None)
+    runner = Runner(AgentOptions(name, **options), kernel)
+    scope, new = runner.begin()
+    if scope is None:
+        yield None
+        return
+    with scope.on(), _steps.closing(scope, new):
+        yield scope
+
+
+def _name_of(target: Any) -> str:
+    name = getattr(target, "__name__", None) or getattr(target, "name", None)
+    return name if isinstance(name, str) and name else type(target).__name__

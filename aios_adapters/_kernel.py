@@ -1,0 +1,73 @@
+"""The link from this process to its kernel: one shared connection, opened at the first syscall."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+
+import msgspec
+
+from aios_adapters.plugins import PluginHost
+from aios_kernel.client import AsyncClient, Client, Connection, connect
+from aios_kernel.config import Config
+from aios_kernel.syscalls import LlmChat
+
+
+class KernelLink:
+    """Connects on first use, again after a fork or when the kernel went away between two calls. Thread-safe."""
+
+    def __init__(self, config: Config, plugins: PluginHost) -> None:
+        self.config = config
+        self._plugins = plugins
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._connection: Connection | None = None
+
+    def connect(self) -> Connection:
+        """The live connection; starts or joins a kernel if there is none."""
+        connection = self._connection
+        if connection is not None and connection.alive:
+            return connection
+        if self._pid != os.getpid():  # a forked child must not wait for a lock that a thread of its parent held
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        with self._lock:
+            if self._connection is None or not self._connection.alive:
+                self._connection = connect(self.config, client=os.path.basename(sys.argv[0] or "python"))
+            return self._connection
+
+    def connected(self) -> bool:
+        """Whether a live connection is open."""
+        connection = self._connection
+        return connection is not None and connection.alive
+
+    def client(self) -> Client:
+        """A blocking client on the connection."""
+        return Client(self.connect())
+
+    def async_client(self) -> AsyncClient:
+        """An asyncio client on the connection."""
+        return AsyncClient(self.connect())
+
+    def prepare(self, agent: str, framework: str, call: LlmChat, *, stream: bool) -> LlmChat:
+        """Let plugins replace a chat, and mark it for streaming."""
+        replaced = self._plugins.hook.aios_llm_request(agent=agent, framework=framework, call=call) or call
+        return msgspec.structs.replace(replaced, stream=True) if stream and not replaced.stream else replaced
+
+    def close(self) -> None:
+        """Hang up."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+@functools.lru_cache(maxsize=8)
+def _link_for(config_json: bytes, plugins: PluginHost) -> KernelLink:
+    return KernelLink(msgspec.json.decode(config_json, type=Config), plugins)
+
+
+def link_for(config: Config, plugins: PluginHost) -> KernelLink:
+    """The process-wide link for a configuration."""
+    return _link_for(msgspec.json.encode(config), plugins)

@@ -1,0 +1,259 @@
+"""Scopes: one run of an agent, and the only road on which an adapter reaches the kernel.
+
+One ContextVar says which agent is on. Adapters ask `current()`; everything they may do is a method of `Scope`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import threading
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from aios_adapters._kernel import KernelLink
+from aios_adapters._sync import run_with_limit
+from aios_kernel import errors
+from aios_kernel.syscalls import (
+    AgentExit,
+    AgentSpawn,
+    LlmChat,
+    LlmDelta,
+    LlmResult,
+    Priority,
+    Result,
+    Syscall,
+    ToolBegin,
+    ToolEnd,
+    ToolGrant,
+)
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+MemoryMode = Literal["kernel", "mediated", "off"]
+
+_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope", default=None)
+
+
+def current() -> Scope | None:
+    """The scope that is on in this context, or None."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """No scope is on inside: originals that an adapter calls on purpose are not rerouted again.
+
+    Must not span a `yield` of a generator; in a generator suspend around each step.
+    """
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """What the decorator was told about an agent.
+
+    Attributes:
+        memory: `kernel`: memory objects that live in the process are kept by the kernel; `mediated`: they stay
+            where they are and each access passes the kernel; `off`: memory is not touched. None: the adapter's rule.
+    """
+
+    name: str
+    priority: Priority = "normal"
+    group: str | None = None
+    framework: str = ""
+    memory: MemoryMode | None = None
+
+
+class Scope:
+    """One run (program) of an agent. It registers itself with the kernel at its first syscall."""
+
+    def __init__(self, options: AgentOptions, link: KernelLink, parent: Scope | None = None) -> None:
+        self.options = options
+        self.parent = parent
+        self.program = uuid.uuid4().hex[:16]
+        self._link = link
+        self._children: dict[str, Scope] = {}
+        self._lock = threading.Lock()
+        self._spawned_on: object | None = None
+        self._closed = False
+
+    @property
+    def agent(self) -> str:
+        """The agent's full name; a framework's own agents are `parent/child`."""
+        own = self.options.name.replace("/", "_")
+        return f"{self.parent.agent}/{own}" if self.parent else own
+
+    def child(self, name: str | None, framework: str) -> Scope:
+        """The scope of a framework's own agent inside this one; this scope itself if the name says nothing new."""
+        if not name or name == self.options.name:
+            return self
+        with self._lock:
+            scope = self._children.get(name)
+            if scope is None:
+                options = AgentOptions(name, self.options.priority, self.options.group, framework, self.options.memory)
+                scope = self._children[name] = Scope(options, self._link, self)
+            return scope
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[Scope]:
+        """Switch this scope on. Never let a generator's `yield` fall inside: step it with `on()` around each step."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the program and its children; the kernel frees what they hold."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            children = list(self._children.values())
+        for scope in children:
+            scope.close(error)
+        if self._spawned_on is not None:
+            text = f"{type(error).__name__}: {error}"[:500] if error is not None else None
+            with contextlib.suppress(errors.KernelUnavailable):  # a kernel that is gone holds nothing any more
+                self._link.client().post(AgentExit(error=text), program=self.program)
+
+    # --- syscalls ---------------------------------------------------------------------------------------------------
+
+    def call(self, call: Syscall, answer: type[R], *, timeout_s: float | None = None) -> R:
+        """Run a syscall, blocking; gives its result, checked to be an `answer`."""
+        self._ensure_spawned()
+        return _checked(self._link.client().call(call, program=self.program, timeout_s=timeout_s), answer)
+
+    async def acall(self, call: Syscall, answer: type[R], *, timeout_s: float | None = None) -> R:
+        """Run a syscall; gives its result, checked to be an `answer`."""
+        await self._aensure_spawned()
+        client = self._link.async_client()
+        return _checked(await client.call(call, program=self.program, timeout_s=timeout_s), answer)
+
+    def chat(self, call: LlmChat, *, timeout_s: float | None = None) -> LlmResult:
+        """Ask the model, blocking."""
+        return self.call(self._prepared(call), LlmResult, timeout_s=timeout_s)
+
+    async def achat(self, call: LlmChat, *, timeout_s: float | None = None) -> LlmResult:
+        """Ask the model; cancelling the task stops the generation."""
+        return await self.acall(self._prepared(call), LlmResult, timeout_s=timeout_s)
+
+    def stream(self, call: LlmChat, *, timeout_s: float | None = None) -> Iterator[LlmDelta | LlmResult]:
+        """Ask the model and yield `LlmDelta`s, at last the `LlmResult`; closing the generator stops the model."""
+        self._ensure_spawned()
+        prepared = self._prepared(call, stream=True)
+        yield from self._link.client().stream(prepared, program=self.program, timeout_s=timeout_s)
+
+    async def astream(self, call: LlmChat, *, timeout_s: float | None = None) -> AsyncIterator[LlmDelta | LlmResult]:
+        """Like `stream`, for asyncio."""
+        await self._aensure_spawned()
+        prepared = self._prepared(call, stream=True)
+        source = self._link.async_client().stream(prepared, program=self.program, timeout_s=timeout_s)
+        async with contextlib.aclosing(source) as items:
+            async for item in items:
+                yield item
+
+    def run_tool(self, name: str, arguments: str, run: Callable[[], T], *, call_id: str | None = None) -> T:
+        """Run a tool of the agent's process under a grant: `tool.begin`, `run()`, `tool.end`.
+
+        `arguments` is the JSON text of the call. Raises AccessDenied when the kernel refuses, ToolTimeout when the
+        grant's time has passed (the tool's thread cannot be killed and is abandoned), else what `run` raises.
+        """
+        grant = self.call(ToolBegin(name=name, arguments=arguments, call_id=call_id), ToolGrant)
+        try:
+            result = run_with_limit(run, grant.timeout_s, _timed_out(name, self.agent, grant.timeout_s))
+        except BaseException as error:
+            self._tool_failed(grant, error)
+            raise
+        self._link.client().post(ToolEnd(grant=grant.grant, result_bytes=_size(result)), program=self.program)
+        return result
+
+    async def arun_tool(
+        self, name: str, arguments: str, run: Callable[[], Awaitable[T]], *, call_id: str | None = None
+    ) -> T:
+        """Like `run_tool`, for a tool that is awaited; at its time limit it is cancelled."""
+        grant = await self.acall(ToolBegin(name=name, arguments=arguments, call_id=call_id), ToolGrant)
+        limit = asyncio.timeout(grant.timeout_s)
+        try:
+            async with limit:
+                result = await run()
+        except TimeoutError as error:
+            failure = _timed_out(name, self.agent, grant.timeout_s) if limit.expired() else error
+            self._tool_failed(grant, failure)
+            raise failure from error
+        except BaseException as error:
+            self._tool_failed(grant, error)
+            raise
+        self._link.client().post(ToolEnd(grant=grant.grant, result_bytes=_size(result)), program=self.program)
+        return result
+
+    def _tool_failed(self, grant: ToolGrant, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}"[:500]
+        with contextlib.suppress(errors.KernelUnavailable):
+            self._link.client().post(ToolEnd(grant=grant.grant, ok=False, error=text), program=self.program)
+
+    def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
+        return self._link.prepare(self.agent, self.options.framework, call, stream=stream)
+
+    def _ensure_spawned(self) -> None:
+        connection = self._link.connect()
+        if self._spawned_on is connection:
+            return
+        if self.parent is not None:
+            self.parent._ensure_spawned()
+        with self._lock:
+            if self._spawned_on is connection:
+                return
+            if self._closed:
+                raise errors.Cancelled(
+                    "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
+                )
+            self._link.client().post(self._spawn(), program=self.program)
+            self._spawned_on = connection
+
+    async def _aensure_spawned(self) -> None:
+        if self._link.connected():
+            self._ensure_spawned()
+            return
+        # Starting a kernel takes seconds: not on the event loop. A thread of its own, because the loop's default
+        # executor may be full of tools that wait for this very agent.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-start") as starter:
+            await asyncio.get_running_loop().run_in_executor(starter, self._ensure_spawned)
+
+    def _spawn(self) -> AgentSpawn:
+        return AgentSpawn(
+            program=self.program,
+            agent=self.agent,
+            framework=self.options.framework,
+            priority=self.options.priority,
+            group=self.options.group,
+            parent=self.parent.program if self.parent else None,
+        )
+
+
+def _checked(result: Result, answer: type[R]) -> R:
+    if not isinstance(result, answer):
+        raise errors.ProtocolError(f"the kernel answered {type(result).__name__} where {answer.__name__} was due")
+    return result
+
+
+def _timed_out(name: str, agent: str, limit_s: float) -> errors.ToolTimeout:
+    return errors.ToolTimeout(
+        f'tool "{name}" did not end within {limit_s:g} s',
+        agent=agent,
+        syscall="tool.begin",
+        fix="raise tool_timeout_s in aios.toml (or AIOS_TOOL_TIMEOUT_S), or make the tool faster",
+    )
+
+
+def _size(result: Any) -> int:
+    return len(result) if isinstance(result, str | bytes) else 0

@@ -1,0 +1,1 @@
+"""Benches and evals: workloads, baselines, reports. Adds `aios bench`."""

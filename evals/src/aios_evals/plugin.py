@@ -1,0 +1,1 @@
+"""Adds `aios bench` to the command line."""

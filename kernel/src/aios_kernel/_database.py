@@ -1,0 +1,180 @@
+"""A database with one writer thread that commits in groups, and one reader thread that never waits for a disk sync."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar, final
+
+import apsw
+
+from aios_kernel._batch import BatchThread
+from aios_kernel._sqlite import Synchronous, connect, migrate, typed_error
+from aios_kernel.errors import AiosError, Cancelled, InternalError
+
+T = TypeVar("T")
+Job: TypeAlias = Callable[[apsw.Connection], T]
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class _Write(Generic[T]):
+    """A queued write and what became of it."""
+
+    __slots__ = ("committed", "error", "future", "job", "result")
+
+    def __init__(self, job: Job[T], committed: Callable[[T], None] | None) -> None:
+        self.job = job
+        self.committed = committed
+        self.future: Future[T] = Future()
+        self.result: Any = None
+        self.error: AiosError | None = None
+
+    def finish(self) -> None:
+        """Answer the caller, after the commit."""
+        if self.error is not None:
+            self.future.set_exception(self.error)
+            return
+        try:
+            if self.committed is not None:
+                self.committed(self.result)
+        except Exception:  # noqa: BLE001 - the write is durable; its caller and its neighbours must hear so
+            _log.exception("the follow-up of a committed write failed")
+        self.future.set_result(self.result)
+
+
+@final
+class GroupWriter:
+    """Runs writes on one thread; all that queue up while a commit runs share the next one.
+
+    A write that fails is undone alone (a savepoint each). A write is answered after its commit, never before.
+    """
+
+    def __init__(self, db: apsw.Connection, path: Path, *, name: str) -> None:
+        self._db = db
+        self._path = path
+        self._thread: BatchThread[_Write[Any]] = BatchThread(self._commit, name=f"aios-{name}-writer")
+
+    async def run(self, job: Job[T], *, committed: Callable[[T], None] | None = None) -> T:
+        """Run `job` in a transaction; returns its result once that is durable.
+
+        Args:
+            job: called on the writer thread with the connection; may raise an `AiosError`, which undoes it.
+            committed: called on the writer thread between the commit and the answer, even if the caller has gone.
+        """
+        write = _Write(job, committed)
+        self._thread.put(write)
+        return await asyncio.wrap_future(write.future)
+
+    def close(self) -> None:
+        """Commit what is queued and close the connection; blocks."""
+        self._thread.close()
+        self._db.close(True)
+
+    def _commit(self, batch: list[_Write[Any]]) -> None:
+        writes = [write for write in batch if write.future.set_running_or_notify_cancel()]
+        if not writes:
+            return
+        try:
+            self._transaction(writes)
+        except apsw.Error as error:
+            for write in writes:
+                write.error = write.error or typed_error(error, self._path)
+        for write in writes:
+            write.finish()
+
+    def _transaction(self, writes: list[_Write[Any]]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for write in writes:
+                self._one(write)
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _one(self, write: _Write[Any]) -> None:
+        self._db.execute("SAVEPOINT one")
+        try:
+            write.result = write.job(self._db)
+        except AiosError as error:
+            write.error = error
+        except apsw.Error as error:
+            if not self._db.in_transaction:  # SQLite undid the whole group (disk full, I/O error)
+                raise
+            write.error = typed_error(error, self._path)
+        except Exception as error:  # noqa: BLE001 - whatever one write does wrong must not hurt its neighbours
+            _log.exception("a write to %s failed", self._path)
+            write.error = InternalError(f"a write to {self._path.name} failed: {error!r}")
+        if write.error is not None:
+            self._db.execute("ROLLBACK TO one")
+        self._db.execute("RELEASE one")
+
+
+@final
+class Reader:
+    """Runs reads on one thread and one connection, each in a transaction of its own: a consistent view."""
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self._path = path
+        self._db = connect(path, read_only=True)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"aios-{name}-reader")
+
+    async def run(self, job: Job[T]) -> T:
+        """Run `job` on the reader thread and return its result."""
+        try:
+            future = self._executor.submit(self.view, job)
+        except RuntimeError as error:  # the executor was shut down
+            raise Cancelled("the kernel is shutting down", fix="aios serve") from error
+        return await asyncio.wrap_future(future)
+
+    def view(self, job: Job[T]) -> T:
+        """Run `job` on this thread; not while another thread uses this reader."""
+        try:
+            self._db.execute("BEGIN")
+            try:
+                return job(self._db)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        except apsw.Error as error:
+            raise typed_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Finish what is queued and close the connection; blocks."""
+        self._executor.shutdown(wait=True)
+        self._db.close(True)
+
+
+@final
+class Database:
+    """One database file of one manager.
+
+    Args:
+        path: the file.
+        schema: SQL that creates the tables.
+        version: the schema's version; see `migrate`.
+        synchronous: see `connect`.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int, *, synchronous: Synchronous = "FULL") -> None:
+        db = connect(path, synchronous=synchronous)
+        try:
+            migrate(db, path, schema, version)
+        except AiosError:
+            db.close(True)
+            raise
+        self._reader = Reader(path, name=path.stem)
+        self._writer = GroupWriter(db, path, name=path.stem)
+        self.read = self._reader.run
+        self.view = self._reader.view
+        self.write = self._writer.run
+
+    def close(self) -> None:
+        """Commit what is queued and close both connections; blocks."""
+        self._writer.close()
+        self._reader.close()

@@ -1,0 +1,89 @@
+"""SQLite as every manager uses it: how a database is opened and what its errors mean to a caller."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import apsw
+
+from aios_kernel.errors import AiosError, Busy, ConfigError, InternalError, InvalidRequest
+
+Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
+
+BUSY_TIMEOUT_MS = 5000
+
+_log = logging.getLogger(__name__)
+
+
+def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = False) -> apsw.Connection:
+    """Open a database in WAL mode; the file is created for its owner's eyes only.
+
+    Args:
+        path: the database file.
+        synchronous: `FULL` makes a commit survive a power loss, `NORMAL` only the death of the process.
+        read_only: refuse writes on this connection.
+
+    Raises:
+        AiosError: the file cannot be opened or is no database.
+    """
+    db: apsw.Connection | None = None
+    try:
+        path.touch(mode=0o600)
+        db = apsw.Connection(str(path))
+        db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.pragma("synchronous", synchronous)
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
+    except (apsw.Error, OSError) as error:
+        if db is not None:
+            db.close(True)
+        raise typed_error(error, path) from error
+    return db
+
+
+def migrate(db: apsw.Connection, path: Path, schema: str, version: int) -> None:
+    """Create the tables of a new database, or check that an old one has a schema this release knows.
+
+    Raises:
+        ConfigError: a newer release wrote the database.
+        AiosError: the schema cannot be written.
+    """
+    try:
+        found = db.pragma("user_version")
+        if found == 0:
+            with db:
+                db.execute(schema)
+                db.pragma("user_version", version)
+    except apsw.Error as error:
+        raise typed_error(error, path) from error
+    if found not in (0, version):
+        raise ConfigError(
+            f"{path} has schema version {found}; this release knows version {version}",
+            fix="pip install --upgrade aios-kernel, or point AIOS_HOME at another folder",
+        )
+
+
+def typed_error(error: Exception, path: Path) -> AiosError:
+    """Translate an error of SQLite or the operating system for the caller, and log it."""
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return Busy(
+            f"another program holds {path} locked",
+            fix="end the program that has the file open",
+            retry_after_s=BUSY_TIMEOUT_MS / 1000,
+        )
+    if isinstance(error, apsw.TooBigError):
+        return InvalidRequest("the data is larger than SQLite can hold", fix="split it")
+    _log.error("%s: %s", path, error, exc_info=error)
+    if isinstance(error, apsw.FullError):
+        return InternalError(f"no space is left for {path}", fix=f"free space on the disk of {path.parent}")
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return InternalError(
+            f"{path} is damaged or no database: {error}",
+            fix=f"restore {path.name} from a backup, or move it away to start anew",
+        )
+    return InternalError(
+        f"{path} cannot be read or written: {error}", fix=f"check the disk and rights of {path.parent}"
+    )

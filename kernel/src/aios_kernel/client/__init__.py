@@ -1,0 +1,8 @@
+"""Clients of the kernel: blocking and asyncio, over one connection a process. Standard library and msgspec only."""
+
+from aios_kernel.client._async import AsyncClient
+from aios_kernel.client._blocking import Client
+from aios_kernel.client._connection import Connection
+from aios_kernel.client._launch import connect
+
+__all__ = ["AsyncClient", "Client", "Connection", "connect"]

@@ -1,0 +1,146 @@
+"""Start or join: find the kernel of a data directory, or start one that leaves with its last client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from aios_kernel import errors
+from aios_kernel.client._connection import Connection
+from aios_kernel.config import Config, home_of, load, socket_of, token_file_of
+from aios_kernel.syscalls import Failed
+
+_POLL_S = 0.05
+
+
+def connect(config: Config | None = None, *, client: str = "", start: bool | None = None) -> Connection:
+    """A connection to the kernel that the configuration names.
+
+    With `kernel = "auto"` one is started when none answers (`start=False` forbids that). Raises KernelUnavailable with
+    the reason, AuthError or HandshakeRefused.
+    """
+    config = config or load()
+    if config.kernel == "inprocess":
+        return _in_process(config, client)
+    may_start = config.kernel == "auto" if start is None else start
+    connection = _try(config, client)
+    if connection is not None:
+        return connection
+    if not may_start:
+        raise errors.KernelUnavailable(f"no kernel answers at {socket_of(config)}", fix="aios serve")
+    return _start_and_join(config, client)
+
+
+def kernel_command(config: Config, *, forever: bool) -> list[str]:
+    """The command line that runs a kernel; its configuration follows as JSON on standard input."""
+    python = config.python or sys.executable
+    return [python, "-m", "aios_kernel.server", *([] if forever else ["--leave-with-last-client"])]
+
+
+def kernel_input(config: Config) -> bytes:
+    """The configuration as the kernel process reads it: standard input, since arguments are public."""
+    return msgspec.json.encode(config)
+
+
+def _try(config: Config, client: str) -> Connection | None:
+    path = socket_of(config)
+    try:
+        return Connection.open(path, _token(config), client)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except OSError as error:
+        raise errors.KernelUnavailable(f"cannot connect to {path}: {error}", fix="aios doctor") from error
+
+
+def _token(config: Config) -> str:
+    if config.token:
+        return config.token
+    with contextlib.suppress(OSError):
+        return token_file_of(config).read_text().strip()
+    return ""
+
+
+def _in_process(config: Config, client: str) -> Connection:
+    try:
+        from aios_kernel.server.inprocess import connect_in_process
+    except ImportError as error:
+        raise _no_extras(config, str(error)) from error
+    return connect_in_process(config, client)
+
+
+def _start_and_join(config: Config, client: str) -> Connection:
+    log = home_of(config) / "run" / "kernel.log"
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ends_at = time.monotonic() + config.start_timeout_s
+    failure = _launch(config, log, ends_at)
+    if failure is not None and failure.code != errors.KernelLocked.code:
+        raise failure
+    # Ours is ready, or somebody else's kernel holds the lock and is about to be.
+    while time.monotonic() < ends_at:
+        connection = _try(config, client)
+        if connection is not None:
+            return connection
+        time.sleep(_POLL_S)
+    raise failure or errors.KernelUnavailable(
+        f"the kernel did not answer within {config.start_timeout_s:.0f} s; its log is {log}", fix="aios doctor"
+    )
+
+
+def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | None:
+    """Start a kernel process and wait until it reports: None when it is ready, else why not."""
+    ours, theirs = os.pipe()
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [*kernel_command(config, forever=False), "--report-fd", str(theirs)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(theirs,),
+                start_new_session=True,  # ctrl-C is for the agent, not for the kernel it shares
+                cwd="/",
+            )
+    except OSError as error:
+        os.close(ours)
+        os.close(theirs)
+        raise _no_extras(config, str(error)) from error
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as reports:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(kernel_input(config))
+        ready, _, _ = select.select([reports], [], [], max(0.0, ends_at - time.monotonic()))
+        report = reports.read() if ready else b""
+    _reap_later(process)
+    if report == b"ready":
+        return None
+    if report:
+        failed = msgspec.msgpack.decode(report, type=Failed)
+        return errors.from_code(failed.code, failed.message, fix=failed.fix)
+    return _no_extras(config, _tail(log))
+
+
+def _reap_later(process: subprocess.Popen[bytes]) -> None:
+    # The kernel may outlive us; a running child must not raise ResourceWarning when this object is collected.
+    process.returncode = process.poll() if process.poll() is not None else 0
+
+
+def _tail(log: Path, lines: int = 5) -> str:
+    with contextlib.suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return ""
+
+
+def _no_extras(config: Config, why: str) -> errors.KernelUnavailable:
+    return errors.KernelUnavailable(
+        f"a kernel could not be started with {config.python or sys.executable}: {why.strip()}",
+        fix="aios serve in the environment that has aios-kernel[server,torch,memory], "
+        "or set AIOS_PYTHON to its interpreter",
+    )

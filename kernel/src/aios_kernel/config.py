@@ -1,0 +1,160 @@
+"""Configuration, one schema for both sides: flag > `AIOS_*` environment > `aios.toml` > default."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aios_kernel.errors import ConfigError
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. Keys of `aios.toml` and, upper-cased behind `AIOS_`, of the environment."""
+
+    kernel: str = "auto"
+    """`auto` (start or join), `off`, `inprocess`, or the path of a kernel's socket."""
+    home: str = ""
+    """Data directory; empty: the platform's user data folder."""
+    token: str = ""
+    """The connection's token; empty: the one in the data directory, readable by the same user only."""
+    python: str = ""
+    """The interpreter that an auto-started kernel runs in; empty: this one."""
+    model: str = "demo"
+    """What to serve: `demo`, `fake`, a path or a Hugging Face id."""
+    models: dict[str, str] = {}
+    """Model names that agents use, mapped to the served model's name."""
+    strict: bool = False
+    """Refuse model names that are neither loaded nor mapped."""
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_tokens: int = 0
+    """Size of the KV pool in tokens; 0: from free memory."""
+    threads: int = 0
+    """Threads of the engine; 0: the library's choice."""
+    policy: str = "fifo"
+    policy_options: dict[str, float | int | str | bool] = {}
+    embedder: str = "auto"
+    """`auto` (all-MiniLM-L6-v2: installed package, then hub), `hash`, or the path of a sentence-transformers model."""
+    vectors: str = "chroma"
+    """Vector index of the memory: `chroma` or `exact`."""
+    storage: str = "sqlite"
+    http: str = ""
+    """`host:port` on loopback for the OpenAI-compatible front; empty: none."""
+    principals: dict[str, str] = {}
+    """Further principals: name to the SHA-256 (hex) of their token."""
+    max_open_calls: int = 20_000
+    """Open syscalls over all connections; beyond it `Busy`."""
+    tool_timeout_s: float = 300.0
+    call_timeout_s: float = 0.0
+    """Deadline of a syscall that names none; 0: none."""
+    grace_s: float = 10.0
+    """How long an auto-started kernel outlives its last client."""
+    start_timeout_s: float = 180.0
+    """How long a client waits for the kernel that it started."""
+
+
+Origin = str
+"""Where a value comes from: `flag`, `AIOS_X`, a file's path or `default`."""
+
+
+def load(flags: Mapping[str, Any] | None = None, *, cwd: Path | None = None) -> Config:
+    """The configuration in force. Raises ConfigError on an unknown key or a wrong value."""
+    return load_with_origins(flags, cwd=cwd)[0]
+
+
+def load_with_origins(
+    flags: Mapping[str, Any] | None = None, *, cwd: Path | None = None
+) -> tuple[Config, dict[str, Origin]]:
+    """The configuration and where each of its values comes from."""
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys(Config.__struct_fields__, "default")
+    for layer, origin in (_from_file(cwd or Path.cwd()), _from_environment(), _from_flags(flags or {})):
+        for key, value in layer.items():
+            values[key] = value
+            origins[key] = origin.get(key, "")
+    try:
+        return msgspec.convert(values, Config, strict=False), origins
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the configuration is wrong: {error}", fix="aios config show") from error
+
+
+def home_of(config: Config) -> Path:
+    """The data directory, not created yet."""
+    return Path(config.home).expanduser() if config.home else _default_home()
+
+
+def socket_of(config: Config) -> Path:
+    """The kernel's socket: what `kernel` names, else the one in the data directory."""
+    if config.kernel not in {"auto", "off", "inprocess", ""}:
+        return Path(config.kernel).expanduser()
+    return home_of(config) / "run" / "kernel.sock"
+
+
+def token_file_of(config: Config) -> Path:
+    """Where the kernel leaves the user's token, beside its socket."""
+    return socket_of(config).parent / "token"
+
+
+def _default_home() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "aios"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "aios"
+
+
+def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
+    for folder in (cwd, *cwd.parents):
+        path = folder / "aios.toml"
+        if path.is_file():
+            try:
+                values = tomllib.loads(path.read_text())
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}", fix=f"edit {path}") from error
+            _refuse_unknown(values, str(path))
+            return values, dict.fromkeys(values, str(path))
+    return {}, {}
+
+
+_NOT_SETTINGS = {"data", "passthrough"}
+"""`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
+
+
+def _from_environment() -> tuple[dict[str, Any], dict[str, Origin]]:
+    values: dict[str, Any] = {}
+    for name, text in os.environ.items():
+        key = name.removeprefix("AIOS_").lower()
+        if not name.startswith("AIOS_") or key in _NOT_SETTINGS:
+            continue
+        _refuse_unknown({key: text}, name)
+        values[key] = _parse_tables(key, text)
+    return values, {key: f"AIOS_{key.upper()}" for key in values}
+
+
+def _parse_tables(key: str, text: str) -> Any:
+    """Tables are written as JSON in the environment; everything else is taken as it stands."""
+    if not isinstance(getattr(Config(), key), dict):
+        return text
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"AIOS_{key.upper()} is not JSON: {error}", fix=f"unset AIOS_{key.upper()}") from error
+
+
+def _from_flags(flags: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Origin]]:
+    given = {key: value for key, value in flags.items() if value is not None}
+    _refuse_unknown(given, "a flag")
+    return given, dict.fromkeys(given, "flag")
+
+
+def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
+    for key in values:
+        if key not in Config.__struct_fields__:
+            near = difflib.get_close_matches(key, Config.__struct_fields__, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else "see `aios config show` for all keys"
+            raise ConfigError(f'unknown configuration key "{key}" ({where}); {hint}', fix="aios config show")
