@@ -70,7 +70,7 @@ class BatchThread(Generic[T]):
             first = self._queue.get()
             if isinstance(first, _Stop):
                 return
-            if self._linger_s:
+            if self._linger_s and self._queue.qsize() < self._max_items:
                 self._hurry.wait(self._linger_s)
                 self._hurry.clear()
             batch, stopping = self._drain(first)

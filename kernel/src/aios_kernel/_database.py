@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, final
 import apsw
 
 from aios_kernel._batch import BatchThread
-from aios_kernel._sqlite import Synchronous, connect, migrate, typed_error
+from aios_kernel._sqlite import Synchronous, connect, migrate, transaction, typed_error
 from aios_kernel.errors import AiosError, Cancelled, InternalError
 
 T = TypeVar("T")
@@ -88,14 +88,9 @@ class GroupWriter:
             write.finish()
 
     def _transaction(self, writes: list[_Write[Any]]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             for write in writes:
                 self._one(write)
-            self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
 
     def _one(self, write: _Write[Any]) -> None:
         self._db.execute("SAVEPOINT one")

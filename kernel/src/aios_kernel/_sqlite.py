@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -54,7 +56,7 @@ def migrate(db: apsw.Connection, path: Path, schema: str, version: int) -> None:
     try:
         found = db.pragma("user_version")
         if found == 0:
-            with db:
+            with transaction(db):
                 db.execute(schema)
                 db.pragma("user_version", version)
     except apsw.Error as error:
@@ -64,6 +66,21 @@ def migrate(db: apsw.Connection, path: Path, schema: str, version: int) -> None:
             f"{path} has schema version {found}; this release knows version {version}",
             fix="pip install --upgrade aios-kernel, or point AIOS_HOME at another folder",
         )
+
+
+@contextmanager
+def transaction(db: apsw.Connection) -> Generator[None]:
+    """Commit what the block writes, or undo all of it.
+
+    Unlike `with db:`, it keeps the first error when SQLite has rolled back by itself (disk full, I/O error).
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def typed_error(error: Exception, path: Path) -> AiosError:
