@@ -1,0 +1,151 @@
+"""Storage in one SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import final
+
+import apsw
+
+from aios_kernel._database import Database
+from aios_kernel.storage.protocol import check_data, check_path, check_prefix, no_file
+from aios_kernel.syscalls import FileData, FileInfo
+
+# `data` comes last, so that a listing does not read the pages that blobs overflow into.
+_SCHEMA = """
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY,
+    principal TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    path TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    created_s REAL NOT NULL,
+    data BLOB NOT NULL,
+    UNIQUE (principal, owner, path, version)
+) STRICT;
+"""
+_VERSION = 1
+
+
+@final
+class SqliteStorage:
+    """The embedded backend: full sync, one commit for all writes that wait at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = Database(path, _SCHEMA, _VERSION)
+
+    async def put(self, principal: str, owner: str, path: str, data: bytes) -> FileInfo:
+        """Write a new version; see `Storage.put`."""
+        check_data(check_path(path), data)
+        now = time.time()
+        return await self._db.write(lambda db: _insert(db, (principal, owner, path), data, now))
+
+    async def get(self, principal: str, owner: str, path: str, version: int | None = None) -> FileData:
+        """Read a version; see `Storage.get`."""
+        key = (principal, owner, check_path(path))
+        return await self._db.read(lambda db: _select(db, key, version))
+
+    async def list(self, principal: str, owner: str, prefix: str = "") -> list[FileInfo]:
+        """List newest versions; see `Storage.list`."""
+        span = (principal, owner, check_prefix(prefix), _after(prefix))
+
+        def read(db: apsw.Connection) -> list[FileInfo]:
+            rows = db.execute(
+                "SELECT path, max(version), size, created_s FROM files"
+                " WHERE principal = ? AND owner = ? AND path >= ? AND path < ? GROUP BY path ORDER BY path",
+                span,
+            )
+            return [_info(row) for row in rows]
+
+        return await self._db.read(read)
+
+    async def versions(self, principal: str, owner: str, path: str) -> list[FileInfo]:
+        """List all versions; see `Storage.versions`."""
+        key = (principal, owner, check_path(path))
+
+        def read(db: apsw.Connection) -> list[FileInfo]:
+            rows = db.execute(
+                "SELECT path, version, size, created_s FROM files"
+                " WHERE principal = ? AND owner = ? AND path = ? ORDER BY version DESC",
+                key,
+            )
+            return [_info(row) for row in rows]
+
+        found = await self._db.read(read)
+        if not found:
+            raise no_file(owner, path)
+        return found
+
+    async def rollback(self, principal: str, owner: str, path: str, version: int) -> FileInfo:
+        """Write an old version again; see `Storage.rollback`."""
+        key = (principal, owner, check_path(path))
+        now = time.time()
+        return await self._db.write(lambda db: _insert(db, key, _select(db, key, version).data, now))
+
+    async def delete(self, principal: str, owner: str, path: str) -> int:
+        """Delete a file and all below it; see `Storage.delete`."""
+        below = check_path(path) + "/"
+        span = (principal, owner, path, below, _after(below))
+
+        def remove(db: apsw.Connection) -> int:
+            rows = db.execute(
+                "DELETE FROM files WHERE principal = ? AND owner = ? AND (path = ? OR (path >= ? AND path < ?))"
+                " RETURNING path",
+                span,
+            )
+            return len({row[0] for row in rows})
+
+        return await self._db.write(remove)
+
+    async def close(self) -> None:
+        """Finish open writes and close the database."""
+        await asyncio.to_thread(self._db.close)
+
+
+def _insert(db: apsw.Connection, key: tuple[str, str, str], data: bytes, now: float) -> FileInfo:
+    (row,) = db.execute(
+        "INSERT INTO files (principal, owner, path, version, size, created_s, data)"
+        " SELECT :principal, :owner, :path, coalesce(max(version), 0) + 1, :size, :now, :data FROM files"
+        " WHERE principal = :principal AND owner = :owner AND path = :path"
+        " RETURNING path, version, size, created_s",
+        dict(zip(("principal", "owner", "path"), key, strict=True), size=len(data), now=now, data=data),
+    )
+    return _info(row)
+
+
+def _select(db: apsw.Connection, key: tuple[str, str, str], version: int | None) -> FileData:
+    if version is not None and not 0 < version < 2**63:  # SQLite's integers end there
+        raise no_file(key[1], key[2], version)
+    row = db.execute(
+        "SELECT path, version, size, created_s, data FROM files"
+        " WHERE principal = ? AND owner = ? AND path = ? AND version = coalesce(?, version)"
+        " ORDER BY version DESC LIMIT 1",
+        (*key, version),
+    ).fetchone()
+    if row is None:
+        raise no_file(key[1], key[2], version)
+    return FileData(info=_info(row[:4]), data=bytes(row[4]))
+
+
+def _info(row: tuple[object, ...]) -> FileInfo:
+    path, version, size, created_s = row
+    assert isinstance(path, str)
+    assert isinstance(version, int)
+    assert isinstance(size, int)
+    assert isinstance(created_s, float)
+    return FileInfo(path=path, version=version, size=size, created_s=created_s)
+
+
+def _after(prefix: str) -> str | bytes:
+    """The smallest key that sorts after every text that starts with `prefix`.
+
+    SQLite compares text as UTF-8 bytes, which is the order of code points; a blob sorts after all text.
+    """
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return b""
+    last = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if last == 0xD800 else last)
