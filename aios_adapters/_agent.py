@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
@@ -99,7 +99,7 @@ class Runner:
 
 
 @contextmanager
-def running(name: str, **options: Any) -> Iterator[Scope | None]:
+def running(name: str, **options: Any) -> Generator[Scope | None]:
     """A scope as a `with` block, for code that is no function (notebooks, scripts). See `agent` for the options."""
     kernel = options.pop("kernel", None)
     runner = Runner(AgentOptions(name, **options), kernel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import threading
@@ -63,11 +62,30 @@ class KernelLink:
                 self._connection = None
 
 
-@functools.lru_cache(maxsize=8)
-def _link_for(config_json: bytes, plugins: PluginHost) -> KernelLink:
-    return KernelLink(msgspec.json.decode(config_json, type=Config), plugins)
+class _Links:
+    """The links of this process, one a configuration."""
+
+    def __init__(self) -> None:
+        self._links: dict[bytes, KernelLink] = {}
+
+    def get(self, config: Config, plugins: PluginHost) -> KernelLink:
+        key = msgspec.json.encode(config)
+        return self._links.setdefault(key, KernelLink(config, plugins))
+
+    def close(self) -> None:
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.close()
+
+
+_links = _Links()
 
 
 def link_for(config: Config, plugins: PluginHost) -> KernelLink:
     """The process-wide link for a configuration."""
-    return _link_for(msgspec.json.encode(config), plugins)
+    return _links.get(config, plugins)
+
+
+def close_links() -> None:
+    """Hang up everywhere; the next syscall connects anew."""
+    _links.close()

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +45,7 @@ def current() -> Scope | None:
 
 
 @contextlib.contextmanager
-def suspended() -> Iterator[None]:
+def suspended() -> Generator[None]:
     """No scope is on inside: originals that an adapter calls on purpose are not rerouted again.
 
     Must not span a `yield` of a generator; in a generator suspend around each step.
@@ -104,7 +104,7 @@ class Scope:
             return scope
 
     @contextlib.contextmanager
-    def on(self) -> Iterator[Scope]:
+    def on(self) -> Generator[Scope]:
         """Switch this scope on. Never let a generator's `yield` fall inside: step it with `on()` around each step."""
         token = _current.set(self)
         try:

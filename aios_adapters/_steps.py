@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def closing(scope: Scope, new: bool) -> Iterator[None]:
+def closing(scope: Scope, new: bool) -> Generator[None]:
     """Close a new scope at the end, with the error that ended it."""
     try:
         yield
@@ -36,48 +36,60 @@ def closing(scope: Scope, new: bool) -> Iterator[None]:
 def wrap_function(function: Callable[..., Any], runner: Runner) -> Any:
     """The function inside a scope, of the same kind as before."""
     if inspect.isasyncgenfunction(function):
+        shaped = _async_generator(function, runner)
+    elif inspect.iscoroutinefunction(function):
+        shaped = _coroutine(function, runner)
+    elif inspect.isgeneratorfunction(function):
+        shaped = _generator(function, runner)
+    else:
 
-        @functools.wraps(function)
-        async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            scope, new = runner.begin()
-            source = function(*args, **kwargs)
-            if scope is not None:
-                source = step_async_generator(source, scope, new)
-            sent = None
-            try:
-                while True:
-                    sent = yield await source.asend(sent)
-            except StopAsyncIteration:
-                return
-            finally:
-                await source.aclose()
+        def shaped(*args: Any, **kwargs: Any) -> Any:
+            return run(function, runner, *args, **kwargs)
 
-        return async_generator
-    if inspect.iscoroutinefunction(function):
+    return functools.update_wrapper(shaped, function)
 
-        @functools.wraps(function)
-        async def coroutine(*args: Any, **kwargs: Any) -> Any:
-            scope, new = runner.begin()
-            if scope is None:
-                return await function(*args, **kwargs)
-            return await step_coroutine(function(*args, **kwargs), scope, new)
 
-        return coroutine
-    if inspect.isgeneratorfunction(function):
+def _async_generator(function: Callable[..., Any], runner: Runner) -> Callable[..., Any]:
+    async def wrapped(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        scope, new = runner.begin()
+        source = function(*args, **kwargs)
+        steps = source if scope is None else step_async_generator(source, scope, new)
+        # `yield from` for async generators: what is sent or thrown in reaches the source.
+        step: Callable[[], Awaitable[Any]] = functools.partial(steps.asend, None)
+        try:
+            while True:
+                item = await step()
+                try:
+                    step = functools.partial(steps.asend, (yield item))
+                except GeneratorExit:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - thrown in by the consumer, meant for the source
+                    step = functools.partial(steps.athrow, error)
+        except StopAsyncIteration:
+            return
+        finally:
+            await steps.aclose()
 
-        @functools.wraps(function)
-        def generator(*args: Any, **kwargs: Any) -> Any:
-            scope, new = runner.begin()
-            source = function(*args, **kwargs)
-            return (yield from (source if scope is None else step_generator(source, scope, new)))
+    return wrapped
 
-        return generator
 
-    @functools.wraps(function)
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        return run(function, runner, *args, **kwargs)
+def _coroutine(function: Callable[..., Any], runner: Runner) -> Callable[..., Any]:
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        scope, new = runner.begin()
+        if scope is None:
+            return await function(*args, **kwargs)
+        return await step_coroutine(function(*args, **kwargs), scope, new)
 
-    return plain
+    return wrapped
+
+
+def _generator(function: Callable[..., Any], runner: Runner) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        scope, new = runner.begin()
+        source = function(*args, **kwargs)
+        return (yield from (source if scope is None else step_generator(source, scope, new)))
+
+    return wrapped
 
 
 def wrap_class(cls: type, runner: Runner) -> type:
@@ -149,11 +161,16 @@ def _continued(result: Any, scope: Scope, new: bool) -> Any:
     if inspect.isgenerator(result):
         return step_generator(result, scope, new)
     if hasattr(result, "add_done_callback"):  # a future or a handler: its task has copied the context
-        result.add_done_callback(lambda future: scope.close() if new else None)
+        if new:
+            result.add_done_callback(functools.partial(_close_when_done, scope))
         return result
     if new:
         scope.close()
     return result
+
+
+def _close_when_done(scope: Scope, _future: object) -> None:
+    scope.close()
 
 
 async def step_coroutine(coroutine: Awaitable[Any], scope: Scope, new: bool) -> Any:

@@ -161,7 +161,7 @@ class ToolEnd(_Message, frozen=True, tag="tool.end"):
 
 
 class ToolInvoke(_Message, frozen=True, tag="tool.call"):
-    """Run a tool that the kernel hosts; gives `ToolOutput`. (`tool.call` in the documents.)"""
+    """Run a tool that the kernel hosts; gives `ToolOutput`."""
 
     name: str
     arguments: str = "{}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aios_kernel.engine.protocol import Engine, Grammar, SamplingParams
 from aios_kernel.syscalls import LlmChat, ToolCall
@@ -65,5 +65,5 @@ class LoadedModel:
     """A model ready to serve: its name, its engine and its codec."""
 
     name: str
-    engine: Engine
+    engine: Engine[Any, Any]
     codec: Codec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from aios_kernel.client._connection import Connection, raised
 from aios_kernel.syscalls import Delta, Done, Failed, KernelFrame, LlmChat, LlmDelta, LlmResult, Result, Syscall
@@ -61,10 +61,8 @@ class _Inbox:
         self._queue: asyncio.Queue[KernelFrame] = asyncio.Queue()
 
     def put(self, frame: KernelFrame) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop was closed; its task is gone with it
             self._loop.call_soon_threadsafe(self._queue.put_nowait, frame)
-        except RuntimeError:
-            pass  # the loop was closed; its task is gone with it
 
     async def get(self) -> KernelFrame:
         return await self._queue.get()

@@ -52,8 +52,17 @@ class Client:
                 self.connection.cancel(number)
 
 
-class _Inbox(queue.SimpleQueue[KernelFrame]):
+class _Inbox:
     """A sink that a thread waits on."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[KernelFrame] = queue.SimpleQueue()
+
+    def put(self, frame: KernelFrame) -> None:
+        self._queue.put(frame)
+
+    def get(self) -> KernelFrame:
+        return self._queue.get()
 
 
 class _Nowhere:

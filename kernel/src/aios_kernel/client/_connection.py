@@ -6,6 +6,7 @@ threads in one process, and loops die while the program goes on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -133,10 +134,8 @@ class Connection:
             orphans, self._sinks = self._sinks, {}
         for number, sink in orphans.items():
             sink.put(Failed(id=number, code=error.code, message=error.message, fix=error.fix))
-        try:
+        with contextlib.suppress(OSError):  # the other side was faster
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side was faster
         self._socket.close()
 
 

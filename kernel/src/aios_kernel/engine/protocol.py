@@ -1,14 +1,14 @@
 """The engine contract: the kernel decides who runs in each step, the engine executes.
 
-An engine knows tokens and KV blocks; it knows no agents, chats or stop strings. It is driven by one thread. Capabilities
-are declared, not guessed. Exact continuation is promised for the same engine, dtype and weights (`fingerprint`) only.
+An engine knows tokens and KV blocks; it knows no agents, chats or stop strings. It is driven by one thread.
+Capabilities are declared, not guessed. Exact continuation is promised for the same engine, dtype and weights (`fingerprint`) only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 
 class KvExhausted(Exception):
@@ -79,7 +79,7 @@ class Context(Protocol):
     tokens: list[int]
     computed: int
     cached: int
-    """Prompt tokens that came from the prefix cache at `open`."""
+    """Prompt tokens that came from the prefix cache: at `open`, or later while the prompt is being prefilled."""
 
     @property
     def pending(self) -> int:
@@ -100,6 +100,8 @@ class StepOutput:
     """Distance of the two best logits (the tie rule: 1e-3)."""
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    error: str | None = None
+    """Why this context alone failed (such as NaN logits); it emitted nothing and is to be released."""
 
 
 class Snapshot(Protocol):
@@ -111,8 +113,12 @@ class Snapshot(Protocol):
     nbytes: int
 
 
+C = TypeVar("C", bound=Context)
+S = TypeVar("S", bound=Snapshot)
+
+
 @runtime_checkable
-class Engine(Protocol):
+class Engine(Protocol[C, S]):
     """See the module's docstring. All methods are called from the engine loop's thread."""
 
     name: str
@@ -127,37 +133,38 @@ class Engine(Protocol):
         grammar: Grammar | None = None,
         lora: str | None = None,
         salt: bytes = b"",
-    ) -> Context:
+    ) -> C:
         """Start a context; cached prefix blocks of the same `salt` (trust domain) are attached.
 
         At least one token is always left pending, so that the first step yields logits. Raises KvExhausted.
         """
         ...
 
-    def append(self, context: Context, tokens: Sequence[int]) -> None:
+    def append(self, context: C, tokens: Sequence[int]) -> None:
         """Add tokens (a tool's result, the next turn) behind the sequence; nothing is computed yet."""
         ...
 
-    def step(self, plan: Sequence[tuple[Context, int]]) -> list[StepOutput]:
+    def step(self, plan: Sequence[tuple[C, int]]) -> list[StepOutput]:
         """Compute up to n pending tokens of each context in one forward; outputs are in the plan's order.
 
-        Raises KvExhausted before anything was computed when the blocks do not suffice.
+        Tokens that turn out to be cached are attached instead: they advance the context, count towards n, but not in
+        `StepOutput.computed`. Raises KvExhausted before anything was computed when the blocks do not suffice.
         """
         ...
 
-    def fork(self, context: Context) -> Context:
+    def fork(self, context: C) -> C:
         """A second context that shares all blocks, copy on write."""
         ...
 
-    def snapshot(self, context: Context) -> Snapshot:
+    def snapshot(self, context: C) -> S:
         """Copy a context to host memory and free its blocks; the context is gone."""
         ...
 
-    def restore(self, snapshot: Snapshot) -> Context:
+    def restore(self, snapshot: S) -> C:
         """Bring a snapshot back; continues exactly. Raises KvExhausted, or ValueError for another fingerprint."""
         ...
 
-    def release(self, context: Context) -> None:
+    def release(self, context: C) -> None:
         """Free a context. Full blocks stay in the prefix cache until they are needed."""
         ...
 
@@ -165,7 +172,7 @@ class Engine(Protocol):
         """Tokens that can still be allocated, evictable cached blocks included."""
         ...
 
-    def kv_need(self, context: Context, n_tokens: int) -> int:
+    def kv_need(self, context: C, n_tokens: int) -> int:
         """Tokens of new blocks that computing `n_tokens` more would allocate (a multiple of the block size)."""
         ...
 

@@ -42,8 +42,6 @@ class Task:
     pending: int
     """Of these not computed yet; 1 for a decoding context; the whole prompt for a queued one."""
     generated: int
-    slice_tokens: int
-    """Tokens generated since the context was last admitted or restored (time slices)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,16 @@ class View:
     max_step_tokens: int
     can_swap: bool
 
-    def blocks_for(self, task: Task, n_tokens: int) -> int:
-        """Tokens of KV (whole blocks) that computing `n_tokens` more of this task takes from the pool."""
-        done = 0 if task.residency is not Residency.RESIDENT else task.length - task.pending
-        end = done + n_tokens if task.residency is not Residency.SWAPPED else task.length - task.pending + n_tokens
-        return (-(-end // self.block_size) - -(-done // self.block_size)) * self.block_size
+    def kv_held(self, task: Task) -> int:
+        """Tokens of KV, in whole blocks, that the task holds in the pool."""
+        return self._blocks(task.length - task.pending) if task.residency is Residency.RESIDENT else 0
+
+    def kv_need(self, task: Task, n_tokens: int) -> int:
+        """Tokens of KV, in whole blocks, that computing `n_tokens` more of this task takes from the pool."""
+        return self._blocks(task.length - task.pending + n_tokens) - self.kv_held(task)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.block_size) * self.block_size
 
 
 @dataclass(slots=True)

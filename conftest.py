@@ -1,0 +1,1 @@
+pytest_plugins = ["aios_adapters.testing"]

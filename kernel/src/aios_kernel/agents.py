@@ -1,0 +1,134 @@
+"""Programs from spawn to exit: the process table, mailboxes and those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aios_kernel import errors
+from aios_kernel.calls import OpenCall
+from aios_kernel.mailbox import Mailboxes
+from aios_kernel.process import ProcessTable, Program
+from aios_kernel.scheduler.protocol import ProgramEnded
+from aios_kernel.syscalls import (
+    AgentExit,
+    AgentPriority,
+    AgentReceive,
+    AgentSend,
+    AgentSpawn,
+    AgentWait,
+    Count,
+    KernelKill,
+    KernelPs,
+    Mail,
+    Ok,
+    ProgramInfo,
+    Programs,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class AgentService:
+    """The `agent.*` syscalls. `observe` tells the scheduler, `drop` frees what managers hold for a program."""
+
+    observe: Callable[[ProgramEnded], None]
+    drop: Callable[[Program], None]
+    table: ProcessTable = field(default_factory=ProcessTable)
+    mail: Mailboxes = field(default_factory=Mailboxes)
+    open_calls: dict[str, set[OpenCall]] = field(default_factory=dict[str, set[OpenCall]])
+    """Open syscalls by program."""
+    _waiters: dict[str, list[asyncio.Future[None]]] = field(default_factory=dict[str, list[asyncio.Future[None]]])
+
+    def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
+        """Register a program."""
+        program = self.table.spawn(call, principal, session)
+        self.open_calls[program.id] = set()
+        return program
+
+    def exit(self, program: Program, error: str | None, *, keep: OpenCall | None = None) -> int:
+        """End a program and its children: their open calls are cancelled, but `keep`. Gives how many ended."""
+        family = self.table.family(program)
+        for member in reversed(family):
+            for call in list(self.open_calls.get(member.id, ())):
+                if call is not keep:
+                    call.fail(errors.Cancelled("the program has ended", fix="run it again"))
+            self.table.finish(member, error)
+            self.open_calls.pop(member.id, None)
+            self.drop(member)
+            self.observe(ProgramEnded(member.id))
+            for waiter in self._waiters.pop(member.id, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+        return len(family)
+
+    # --- syscalls ---------------------------------------------------------------------------------------------------
+
+    def do_exit(self, open_call: OpenCall, call: AgentExit) -> Ok:
+        """`agent.exit`."""
+        self.exit(open_call.program, call.error, keep=open_call)
+        return Ok()
+
+    def do_send(self, open_call: OpenCall, call: AgentSend) -> Ok:
+        """`agent.send`: to a running program's id, else to an agent's name (which need not run yet)."""
+        sender = open_call.program
+        mail = Mail(sender=sender.agent, body=call.body, topic=call.topic, sent_s=time.time())
+        self.mail.put(sender.principal, call.to, mail)
+        return Ok()
+
+    async def do_receive(self, open_call: OpenCall, call: AgentReceive) -> Mail:
+        """`agent.receive`: from the mailboxes of the caller's name and of this program."""
+        program = open_call.program
+        take = self.mail.take(program.principal, [program.id, program.agent], call.topic, call.sender)
+        what = f"a message from {call.sender or 'anyone'}" + (f' on "{call.topic}"' if call.topic else "")
+        return await self._waiting(program, what, take, call.timeout_s)
+
+    async def do_wait(self, open_call: OpenCall, call: AgentWait) -> ProgramInfo:
+        """`agent.wait`."""
+        target = self.table.find(call.program, open_call.program.principal)
+        if target.finished_s is None:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(target.id, []).append(ended)
+            await self._waiting(open_call.program, f"the end of {target.agent}", ended, call.timeout_s)
+        return target.info()
+
+    def do_priority(self, open_call: OpenCall, call: AgentPriority) -> Ok:
+        """`agent.priority`: of the caller or one of its children, from their next call on."""
+        target = open_call.program
+        if call.program is not None:
+            target = self.table.alive(call.program, target.principal)
+            if target not in self.table.family(open_call.program):
+                raise errors.AccessDenied(
+                    f'program "{call.program}" is no child of the caller', fix="let its own agent change it"
+                )
+        target.priority = call.priority
+        return Ok()
+
+    def do_ps(self, open_call: OpenCall, call: KernelPs) -> Programs:
+        """`kernel.ps`."""
+        rows = self.table.all(open_call.program.principal, finished=call.finished)
+        return Programs(programs=[program.info() for program in rows])
+
+    def do_kill(self, open_call: OpenCall, call: KernelKill) -> Count:
+        """`kernel.kill`: a program's id, or an agent's name."""
+        principal = open_call.program.principal
+        targets = self.table.named(call.target, principal) or [self.table.alive(call.target, principal)]
+        return Count(count=sum(self.exit(target, "killed") for target in targets if target.finished_s is None))
+
+    async def _waiting(self, program: Program, what: str, wait: Awaitable[T], timeout_s: float | None) -> T:
+        program.waits.append(what)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await wait
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(
+                f"{what} did not come within {timeout_s:g} s", fix="pass a longer timeout_s"
+            ) from error
+        finally:
+            program.waits.remove(what)
+            program.account.message_s += time.monotonic() - began

@@ -1,0 +1,103 @@
+"""The built-in engines, policies, backends and embedders, as a plugin. Heavy imports happen when one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aios_kernel.plugins import (
+    EmbedderFactory,
+    EngineFactory,
+    PolicyFactory,
+    StorageFactory,
+    VectorFactory,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from aios_kernel.chat.protocol import LoadedModel
+    from aios_kernel.config import Config
+    from aios_kernel.memory import Embedder, VectorIndex
+    from aios_kernel.storage import Storage
+
+
+@hookimpl
+def aios_kernel_engines() -> Mapping[str, EngineFactory]:
+    """The torch engine (any transformers model) and the fake one."""
+    return {"torch": _torch, "fake": _fake}
+
+
+@hookimpl
+def aios_kernel_policies() -> Mapping[str, PolicyFactory]:
+    """The scheduling policies."""
+    from aios_kernel.scheduler.fifo import Fifo
+    from aios_kernel.scheduler.round_robin import RoundRobin
+
+    return {"fifo": Fifo, "round_robin": RoundRobin}
+
+
+@hookimpl
+def aios_kernel_storage() -> Mapping[str, StorageFactory]:
+    """Storage in SQLite."""
+    return {"sqlite": _sqlite}
+
+
+@hookimpl
+def aios_kernel_vectors() -> Mapping[str, VectorFactory]:
+    """Vector indexes: chromadb on disk, or exact search in memory."""
+    return {"chroma": _chroma, "exact": _exact}
+
+
+@hookimpl
+def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
+    """Embedders: sentence-transformers, or hashed words for tests."""
+    return {"sentence-transformers": _sentence_transformers, "hash": _hash}
+
+
+def _torch(config: Config) -> LoadedModel:
+    from aios_kernel.engine.load import load_model
+
+    return load_model(
+        config.model.removeprefix("torch:"),
+        device=config.device,
+        dtype=config.dtype,
+        kv_tokens=config.kv_tokens or None,
+        threads=config.threads or None,
+    )
+
+
+def _fake(config: Config) -> LoadedModel:
+    from aios_kernel.engine.fake import fake_model
+
+    return fake_model(kv_tokens=config.kv_tokens or 1 << 20)
+
+
+def _sqlite(home: Path) -> Storage:
+    from aios_kernel.storage import SqliteStorage
+
+    return SqliteStorage(home / "storage.db")
+
+
+def _chroma(home: Path) -> VectorIndex:
+    from aios_kernel.memory.chroma import ChromaIndex
+
+    return ChromaIndex(home / "chroma")
+
+
+def _exact(home: Path) -> VectorIndex:
+    from aios_kernel.memory import ExactIndex
+
+    return ExactIndex()
+
+
+def _sentence_transformers(config: Config) -> Embedder:
+    from aios_kernel.memory import SentenceTransformerEmbedder
+
+    return SentenceTransformerEmbedder(None if config.embedder == "auto" else config.embedder)
+
+
+def _hash(config: Config) -> Embedder:
+    from aios_kernel.memory import HashEmbedder
+
+    return HashEmbedder()

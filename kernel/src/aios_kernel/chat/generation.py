@@ -1,0 +1,164 @@
+"""One answer in the making: counts tokens, finds its end, turns tokens into deltas. Used by the dispatcher's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aios_kernel.chat.protocol import Codec, TextPiece, TextStream
+from aios_kernel.engine.protocol import Grammar, SamplingParams, StepOutput
+from aios_kernel.errors import AiosError
+from aios_kernel.syscalls import FinishReason, LlmDelta, LlmResult, Priority, TokenLogprob, ToolCall, Usage
+
+TIE_MARGIN = 1e-3
+"""Two logits closer than this are a tie: neither choice is wrong (see the engine contract)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a generation is to do, resolved: nothing is left to defaults."""
+
+    model: str
+    program: str
+    agent: str
+    group: str
+    priority: Priority
+    salt: bytes
+    prompt: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    logprobs: bool = False
+
+
+class StopFilter:
+    """Ends the text before the first stop string; holds back what may become one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.hit = False
+
+    def push(self, text: str) -> str:
+        """The text that is safe to show."""
+        if not self._stops or self.hit:
+            return "" if self.hit else text
+        text = self._held + text
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.hit, self._held = True, ""
+            return text[: min(places)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back, once nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest suffix of `text` that begins `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-size:]):
+            return size
+    return 0
+
+
+@dataclass(slots=True)
+class Generation:
+    """An answer in the making. `ended` is set once, with a result or an error."""
+
+    id: int
+    order: Order
+    codec: Codec
+    stream: TextStream
+    arrived_s: float
+    generated: int = 0
+    cached: int = 0
+    started_s: float | None = None
+    ended: LlmResult | AiosError | None = None
+    text: list[str] = field(default_factory=list[str])
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    agreed: int = 0
+    stops: StopFilter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = StopFilter(self.order.stop)
+
+    def accept(self, output: StepOutput) -> LlmDelta | None:
+        """Take an emitted token; gives what became visible. May set `ended`."""
+        token = output.token
+        assert token is not None
+        self.generated += 1
+        self._compare(output)
+        if token in self.codec.end_tokens:
+            return self._end("stop")
+        logprobs = self._logprob(output)
+        delta = self._show(self.stream.push(token), logprobs)
+        if self.stops.hit:
+            self._close("stop")
+        elif self.generated >= self.order.max_tokens:
+            return _joined(delta, self._end("length"))
+        return delta
+
+    def fail(self, error: AiosError) -> None:
+        """End with an error."""
+        if self.ended is None:
+            self.ended = error
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(prompt_tokens=len(self.order.prompt), cached_tokens=self.cached, completion_tokens=self.generated)
+
+    def _compare(self, output: StepOutput) -> None:
+        if self.order.sampling.forced and self.generated <= len(self.order.sampling.forced):
+            self.agreed += output.argmax == output.token
+
+    def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
+        if not self.order.logprobs or output.logprob is None or output.token is None:
+            return []
+        top = [(self.codec.decode([token]), value) for token, value in output.top]
+        entry = TokenLogprob(token=self.codec.decode([output.token]), logprob=output.logprob, top=top)
+        self.logprobs.append(entry)
+        return [entry]
+
+    def _show(self, piece: TextPiece, logprobs: list[TokenLogprob] | None = None) -> LlmDelta | None:
+        text = self.stops.push(piece.text)
+        if text:
+            self.text.append(text)
+        self.tool_calls.extend(piece.tool_calls)
+        if not (text or piece.tool_calls or logprobs):
+            return None
+        return LlmDelta(text=text, tool_calls=list(piece.tool_calls), logprobs=logprobs or [])
+
+    def _end(self, reason: FinishReason) -> LlmDelta | None:
+        delta = self._show(self.stream.finish())
+        if not self.stops.hit and (held := self.stops.finish()):
+            self.text.append(held)
+            delta = _joined(delta, LlmDelta(text=held))
+        self._close(reason)
+        return delta
+
+    def _close(self, reason: FinishReason) -> None:
+        self.ended = LlmResult(
+            model=self.order.model,
+            text="".join(self.text),
+            tool_calls=self.tool_calls,
+            finish_reason="tool_calls" if self.tool_calls and reason == "stop" else reason,
+            usage=self.usage(),
+            logprobs=self.logprobs,
+            argmax_agreed=self.agreed if self.order.sampling.forced else None,
+        )
+
+
+def _joined(first: LlmDelta | None, second: LlmDelta | None) -> LlmDelta | None:
+    if first is None or second is None:
+        return first or second
+    return LlmDelta(
+        text=first.text + second.text,
+        tool_calls=[*first.tool_calls, *second.tool_calls],
+        logprobs=[*first.logprobs, *second.logprobs],
+    )

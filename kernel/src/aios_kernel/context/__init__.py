@@ -1,0 +1,1 @@
+"""Contexts: where the KV of each open call is, and moving it."""

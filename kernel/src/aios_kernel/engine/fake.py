@@ -1,0 +1,325 @@
+"""A deterministic model without weights, for tests and for measuring everything but the model.
+
+It is engine and codec in one, because its engine answers from the prompt's text. Tokens are words, interned as they
+come. The reply depends on the last messages only; the first rule that fits wins:
+
+    trailing tool messages          tool said: <contents joined by " | ">
+    lines `call NAME {json}`        one tool call a line (when tools are offered)
+    a line `json TEXT`              TEXT
+    a line `say TEXT`               TEXT
+    a line `think N`                N words: w0 w1 w2 ...
+    a schema was given              a smallest instance of it
+    anything else                   echo: <the last user message>
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from aios_kernel.chat.protocol import LoadedModel, TextPiece
+from aios_kernel.engine.protocol import (
+    Capabilities,
+    Grammar,
+    KvExhausted,
+    SamplingParams,
+    StepOutput,
+)
+from aios_kernel.errors import InvalidRequest, InvalidSchema
+from aios_kernel.syscalls import LlmChat, Message, ToolCall
+
+_WORDS = re.compile(r"\s*\S+|\s+$")
+_END = 0
+_CALL = "\x1e"
+"""Marks a token that is a whole tool call: `\\x1ename\\x1ejson`."""
+
+
+class _Vocabulary:
+    """Words interned in the order of their appearance; id 0 is the end of a text."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {"": _END}
+        self._words: list[str] = [""]
+        self._lock = threading.Lock()
+
+    def encode(self, text: str) -> list[int]:
+        return [self.id_of(word) for word in _WORDS.findall(text)]
+
+    def id_of(self, word: str) -> int:
+        number = self._ids.get(word)
+        if number is None:
+            with self._lock:
+                number = self._ids.setdefault(word, len(self._words))
+                if number == len(self._words):
+                    self._words.append(word)
+        return number
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(self._words[token] for token in tokens)
+
+
+class FakeCodec:
+    """The codec half. The reply is worked out here and travels as the last token of the prompt."""
+
+    end_tokens = frozenset({_END})
+    defaults = SamplingParams()
+
+    def __init__(self, vocabulary: _Vocabulary, window: int) -> None:
+        self.window = window
+        self._vocabulary = vocabulary
+
+    def encode_chat(self, call: LlmChat) -> list[int]:
+        """Words of all messages; behind them one token that stands for the reply."""
+        if not call.messages:
+            raise InvalidRequest("a chat needs at least one message")
+        tokens = self._vocabulary.encode("\n".join(f"<{m.role}> {m.content}" for m in call.messages))
+        return [*tokens, self._vocabulary.id_of("\x1d" + _CALL.join(self._reply(call)))]
+
+    def encode(self, text: str) -> list[int]:
+        """Words of a text."""
+        return self._vocabulary.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of words."""
+        return self._vocabulary.decode(tokens)
+
+    def stream(self, call: LlmChat) -> FakeStream:
+        """A stream for one answer."""
+        return FakeStream(self._vocabulary)
+
+    def grammar(self, call: LlmChat) -> Grammar | None:
+        """No grammar: the reply obeys the schema by itself. Refuses what is no schema."""
+        kind = (call.schema or {}).get("type", "object")
+        if not isinstance(kind, str | list):
+            raise InvalidSchema(f"the JSON schema's type is {kind!r}", fix="pass a valid JSON schema")
+        return None
+
+    def _reply(self, call: LlmChat) -> list[str]:
+        """The reply's parts: words, or marked tool calls."""
+        said = list(reversed([*itertools.takewhile(lambda m: m.role == "tool", reversed(call.messages))]))
+        if said:
+            return ["tool said: " + " | ".join(message.content for message in said)]
+        user = next((message for message in reversed(call.messages) if message.role == "user"), Message(role="user"))
+        lines = user.content.splitlines()
+        calls = [line.removeprefix("call ").partition(" ") for line in lines if line.startswith("call ")]
+        if calls and call.tools and call.tool_choice != "none":
+            return [f"\x1f{name}\x1f{arguments or '{}'}" for name, _, arguments in calls]
+        return [_text_reply(lines, user.content, call.schema)]
+
+
+def _text_reply(lines: list[str], content: str, schema: dict[str, Any] | None) -> str:
+    for line in lines:
+        verb, _, rest = line.partition(" ")
+        if verb in {"json", "say"}:
+            return rest
+        if verb == "think" and rest.strip().isdigit():
+            return " ".join(f"w{number}" for number in range(int(rest)))
+    if schema is not None:
+        return msgspec.json.encode(_instance(schema, schema)).decode()
+    return f"echo: {content}"
+
+
+def _instance(schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """A smallest instance of the common kinds of schema."""
+    if "$ref" in schema:
+        target: Any = root
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        return _instance(target, root)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return _instance(schema[key][0], root)
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: _instance(properties[name], root) for name in schema.get("required", properties)}
+    if kind == "array":
+        return [_instance(schema.get("items", {}), root)] * schema.get("minItems", 0)
+    return {"string": "text", "integer": 1, "number": 1.5, "boolean": True}.get(str(kind))
+
+
+class FakeStream:
+    """Words as they come; a tool-call token becomes a `ToolCall`."""
+
+    def __init__(self, vocabulary: _Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    def push(self, token: int) -> TextPiece:
+        """One word."""
+        word = self._vocabulary.decode([token])
+        if not word.startswith("\x1f"):
+            return TextPiece(word)
+        _, name, arguments = word.split("\x1f", 2)
+        return TextPiece(tool_calls=(ToolCall(id=f"call_{uuid.uuid4().hex[:12]}", name=name, arguments=arguments),))
+
+    def finish(self) -> TextPiece:
+        """Nothing is held back."""
+        return TextPiece()
+
+
+@dataclass(slots=True)
+class FakeContext:
+    """A sequence; `reply` is what it will emit, token by token."""
+
+    tokens: list[int]
+    cached: int
+    sampling: SamplingParams
+    reply: list[int]
+    computed: int = 0
+    emitted: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens not computed yet."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(slots=True)
+class FakeSnapshot:
+    """A context off the device."""
+
+    context: FakeContext
+    fingerprint: str
+    nbytes: int = 0
+    tokens: list[int] = field(init=False)
+    computed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.computed = self.context.tokens, self.context.computed
+
+
+class FakeEngine:
+    """The engine half: bookkeeping of a KV pool in whole blocks, no computation."""
+
+    name = "fake"
+    fingerprint = "fake-1"
+
+    def __init__(self, vocabulary: _Vocabulary, kv_tokens: int, max_batch: int, block_size: int = 16) -> None:
+        self._vocabulary = vocabulary
+        self._live: dict[int, FakeContext] = {}
+        self._used = 0
+        self.capabilities = Capabilities(
+            step_control=True,
+            fork=True,
+            snapshot=True,
+            logprobs=True,
+            block_size=block_size,
+            kv_tokens=kv_tokens,
+            max_batch=max_batch,
+        )
+
+    def open(
+        self,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingParams,
+        grammar: Grammar | None = None,
+        lora: str | None = None,
+        salt: bytes = b"",
+    ) -> FakeContext:
+        """Start a context; the reply stands behind the prompt's last token."""
+        context = FakeContext(list(tokens), 0, sampling, self._reply(tokens[-1]))
+        self._live[id(context)] = context
+        return context
+
+    def append(self, context: FakeContext, tokens: Sequence[int]) -> None:
+        """Add tokens; the last one brings a new reply."""
+        context.tokens.extend(tokens)
+        context.reply, context.emitted = self._reply(tokens[-1]), 0
+
+    def step(self, plan: Sequence[tuple[FakeContext, int]]) -> list[StepOutput]:
+        """Advance every context of the plan."""
+        if sum(self.kv_need(context, tokens) for context, tokens in plan) > self.kv_free():
+            raise KvExhausted
+        return [self._advance(context, min(tokens, context.pending)) for context, tokens in plan]
+
+    def fork(self, context: FakeContext) -> FakeContext:
+        """An independent copy; blocks are not shared."""
+        if self._blocks(context.computed) > self.kv_free():
+            raise KvExhausted
+        copy = FakeContext(
+            [*context.tokens], context.cached, context.sampling, context.reply, context.computed, context.emitted
+        )
+        self._adopt(copy)
+        return copy
+
+    def snapshot(self, context: FakeContext) -> FakeSnapshot:
+        """Take a context off the device."""
+        self.release(context)
+        return FakeSnapshot(context, self.fingerprint)
+
+    def restore(self, snapshot: FakeSnapshot) -> FakeContext:
+        """Bring it back."""
+        if snapshot.fingerprint != self.fingerprint:
+            raise ValueError(f"a snapshot of {snapshot.fingerprint} cannot continue on {self.fingerprint}")
+        if self._blocks(snapshot.context.computed) > self.kv_free():
+            raise KvExhausted
+        self._adopt(snapshot.context)
+        return snapshot.context
+
+    def release(self, context: FakeContext) -> None:
+        """Free its blocks."""
+        if self._live.pop(id(context), None) is not None:
+            self._used -= self._blocks(context.computed)
+
+    def kv_free(self) -> int:
+        """Free tokens of the pool."""
+        return self.capabilities.kv_tokens - self._used
+
+    def kv_need(self, context: FakeContext, n_tokens: int) -> int:
+        """New blocks, in tokens."""
+        return self._blocks(context.computed + n_tokens) - self._blocks(context.computed)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._live.clear()
+        self._used = 0
+
+    def _adopt(self, context: FakeContext) -> None:
+        self._live[id(context)] = context
+        self._used += self._blocks(context.computed)
+
+    def _advance(self, context: FakeContext, tokens: int) -> StepOutput:
+        self._used += self.kv_need(context, tokens)
+        context.computed += tokens
+        if context.pending:
+            return StepOutput(context, tokens)
+        forced = context.sampling.forced
+        choices = forced if context.emitted < len(forced) else context.reply
+        token = choices[context.emitted] if context.emitted < len(choices) else _END
+        context.emitted += 1
+        context.tokens.append(token)
+        return StepOutput(context, tokens, token, token, margin=1.0, logprob=0.0, top=[(token, 0.0)])
+
+    def _blocks(self, tokens: int) -> int:
+        size = self.capabilities.block_size
+        return -(-tokens // size) * size
+
+    def _reply(self, marker: int) -> list[int]:
+        word = self._vocabulary.decode([marker])
+        if not word.startswith("\x1d"):
+            return self._vocabulary.encode("echo")
+        parts = word[1:].split(_CALL)
+        return [
+            token
+            for part in parts
+            for token in ([self._vocabulary.id_of(part)] if part.startswith("\x1f") else self._vocabulary.encode(part))
+        ]
+
+
+def fake_model(*, kv_tokens: int = 1 << 20, max_batch: int = 1024, window: int = 1 << 16) -> LoadedModel:
+    """The fake model, ready to serve."""
+    vocabulary = _Vocabulary()
+    return LoadedModel("fake", FakeEngine(vocabulary, kv_tokens, max_batch), FakeCodec(vocabulary, window))

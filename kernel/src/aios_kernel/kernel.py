@@ -1,0 +1,427 @@
+"""The kernel: one narrow road for every syscall, and the wiring of the managers behind it.
+
+A front (socket, HTTP) opens a `Session` for a principal and calls `session.request`; frames come back through `reply`.
+Everything here runs on one asyncio loop; the engine has a thread of its own, the managers have theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import importlib.metadata
+import itertools
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from aios_kernel import errors, syscalls
+from aios_kernel.access import AuditEntry
+from aios_kernel.agents import AgentService
+from aios_kernel.calls import OpenCall, Reply, failed
+from aios_kernel.chat.generation import Generation
+from aios_kernel.chat.protocol import LoadedModel
+from aios_kernel.chat.service import ChatService
+from aios_kernel.config import Config, home_of
+from aios_kernel.managers import Managers
+from aios_kernel.process import Program
+from aios_kernel.scheduler.dispatcher import Dispatcher, Update
+from aios_kernel.scheduler.protocol import Policy
+from aios_kernel.spaces import SpaceService
+from aios_kernel.syscalls import (
+    ABI_VERSION,
+    AgentSpawn,
+    KernelStatus,
+    KernelTrace,
+    LlmChat,
+    LlmEmbed,
+    LlmResult,
+    Ok,
+    Request,
+    Result,
+    Span,
+    Trace,
+    name_of,
+)
+from aios_kernel.tool_calls import ToolService
+from aios_kernel.trace import Tracer
+
+_log = logging.getLogger(__name__)
+_SWEEP_S = 0.5
+
+Handler: TypeAlias = Callable[[OpenCall, Any], Result | Coroutine[Any, Any, Result] | None]
+"""Gives the result, a coroutine that will, or None when the call ends elsewhere."""
+
+
+class Kernel:
+    """Everything behind the door. Construct it on the running loop; `close` it there."""
+
+    def __init__(self, config: Config, model: LoadedModel, managers: Managers, policy: Policy) -> None:
+        self.config = config
+        self.model = model
+        self.managers = managers
+        self.loop = asyncio.get_running_loop()
+        self.http_url: str | None = None
+        self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
+        self.dispatcher = Dispatcher(model, policy, self._deliver_soon)
+        self.agents = AgentService(observe=self.dispatcher.observe, drop=managers.drop)
+        self.sessions: set[Session] = set()
+        self.shutdown = asyncio.Event()
+        self._chat = ChatService(model, config)
+        self._generations: dict[int, OpenCall] = {}
+        self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-prepare")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = 0
+        self._began = time.time()
+        self._routes = self._wire()
+        self.dispatcher.start()
+        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
+
+    def connect(self, principal: str, client: str = "") -> Session:
+        """A session of a principal; `client` names what is at the other end."""
+        session = Session(self, principal, client)
+        self.sessions.add(session)
+        return session
+
+    def describe(self) -> str:
+        """The kernel in one line."""
+        caps = self.model.engine.capabilities
+        where = f", {self.http_url}" if self.http_url else ""
+        return f"model {self.model.name}, policy {self.dispatcher.policy.name}, KV {caps.kv_tokens:,} tokens{where}"
+
+    async def close(self) -> None:
+        """Cancel what is open and free everything; durable data is safe."""
+        self._sweeper.cancel()
+        for session in list(self.sessions):
+            session.close()
+        await asyncio.to_thread(self.dispatcher.stop)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._prepare.shutdown(wait=False, cancel_futures=True)
+        self.tracer.close()
+        await self.managers.close()
+
+    # --- the road ---------------------------------------------------------------------------------------------------
+
+    def submit(self, open_call: OpenCall, timeout_s: float | None) -> None:
+        """Run a syscall; it ends exactly once through `open_call`."""
+        self._open += 1
+        self.agents.open_calls.setdefault(open_call.program.id, set()).add(open_call)
+        if self._open > self.config.max_open_calls:
+            open_call.fail(errors.Busy(f"{self._open - 1:,} syscalls are open", retry_after_s=0.5))
+            return
+        self._set_deadline(open_call, timeout_s)
+        try:
+            answer = self._routes[type(open_call.call)](open_call, open_call.call)
+        except Exception as error:  # noqa: BLE001 - a syscall's fault ends that syscall, never the kernel
+            open_call.fail(_typed(error))
+            return
+        if isinstance(answer, Coroutine):
+            open_call.task = self._in_background(self._finish(open_call, answer))
+        elif answer is not None:
+            open_call.finish(answer)
+
+    async def _finish(self, open_call: OpenCall, answer: Coroutine[Any, Any, Result]) -> None:
+        try:
+            open_call.finish(await answer)
+        except asyncio.CancelledError:
+            open_call.fail(errors.Cancelled("the syscall was cancelled"))
+        except Exception as error:  # noqa: BLE001 - as in submit
+            open_call.fail(_typed(error))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _set_deadline(self, open_call: OpenCall, timeout_s: float | None) -> None:
+        limit = timeout_s if timeout_s is not None else self.config.call_timeout_s or None
+        if limit is not None:
+            late = errors.DeadlineExceeded(f"the deadline of {limit:g} s has passed", fix="pass a longer timeout")
+            open_call.timer = self.loop.call_later(max(0.0, limit), self.end_early, open_call, late)
+
+    def end_early(self, open_call: OpenCall, error: errors.AiosError) -> None:
+        """End a call with an error before its time; its generation stops within a step."""
+        open_call.fail(error)
+
+    def ended(self, open_call: OpenCall, outcome: str) -> None:
+        """Book a call that has just ended; called once for each."""
+        self._open -= 1
+        self.agents.open_calls.get(open_call.program.id, set()).discard(open_call)
+        self._settle(open_call)
+        now = time.time()
+        started = open_call.started_s or (open_call.opened_s if open_call.phase is None else now)
+        _count(open_call)
+        self.managers.audit.append(
+            AuditEntry(
+                now,
+                open_call.program.principal,
+                open_call.program.agent,
+                open_call.program.id,
+                open_call.name,
+                _resource(open_call.call),
+                outcome,
+                started - open_call.opened_s,
+                now - started,
+            )
+        )
+        if not open_call.name.startswith("kernel."):
+            self.tracer.add(self._span(open_call, outcome, started, now))
+
+    def _span(self, open_call: OpenCall, outcome: str, started: float, now: float) -> Span:
+        return Span(
+            program=open_call.program.id,
+            agent=open_call.program.agent,
+            framework=open_call.program.framework,
+            syscall=open_call.name,
+            detail=_resource(open_call.call),
+            outcome=outcome,
+            queued_s=open_call.opened_s,
+            started_s=started,
+            ended_s=now,
+            prompt_tokens=open_call.usage.prompt_tokens,
+            cached_tokens=open_call.usage.cached_tokens,
+            completion_tokens=open_call.usage.completion_tokens,
+        )
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def _do_chat(self, open_call: OpenCall, call: LlmChat) -> None:
+        open_call.phase = "ready"
+        open_call.program.ready += 1
+        if self._chat.is_small(call):
+            self._launch(open_call, self._chat.prepare(self.dispatcher.next_id(), call, open_call.program))
+        else:
+            open_call.task = self._in_background(self._prepare_and_launch(open_call, call))
+
+    async def _prepare_and_launch(self, open_call: OpenCall, call: LlmChat) -> None:
+        number = self.dispatcher.next_id()
+        try:
+            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare, number, call, open_call.program)
+            self._launch(open_call, await prepared)
+        except Exception as error:  # noqa: BLE001 - as in submit
+            open_call.fail(_typed(error))
+
+    def _launch(self, open_call: OpenCall, generation: Generation) -> None:
+        if open_call.ended:
+            return
+        open_call.generation = generation
+        self._generations[generation.id] = open_call
+        self.dispatcher.submit(generation)
+
+    def _deliver_soon(self, updates: list[Update]) -> None:
+        """Called by the dispatcher's thread: one hop a step, not one a token."""
+        try:
+            self.loop.call_soon_threadsafe(self._deliver, updates)
+        except RuntimeError:
+            _log.debug("the loop is closed; %d updates have no reader", len(updates))
+
+    def _deliver(self, updates: list[Update]) -> None:
+        for update in updates:
+            open_call = self._generations.get(update.generation.id)
+            if open_call is not None:
+                self._apply(open_call, update)
+
+    def _apply(self, open_call: OpenCall, update: Update) -> None:
+        generation, program = update.generation, open_call.program
+        if update.preempted:
+            program.account.snapshots += 1
+        elif open_call.started_s is None and generation.started_s is not None:
+            open_call.started_s = time.time() - (time.monotonic() - generation.started_s)
+            open_call.phase = "running"
+            program.ready -= 1
+            program.running += 1
+        assert isinstance(open_call.call, LlmChat)
+        if update.delta is not None and open_call.call.stream:
+            open_call.show(update.delta)
+        if isinstance(generation.ended, LlmResult):
+            open_call.usage = generation.ended.usage
+            open_call.finish(generation.ended)
+        elif generation.ended is not None:
+            open_call.usage = generation.usage()
+            open_call.fail(generation.ended)
+
+    def _settle(self, open_call: OpenCall) -> None:
+        """Take an ended LLM call out of the books; one that ended early is stopped in the engine."""
+        if open_call.phase == "ready":
+            open_call.program.ready -= 1
+        elif open_call.phase == "running":
+            open_call.program.running -= 1
+        generation = open_call.generation
+        if generation is None:
+            return
+        del self._generations[generation.id]
+        if generation.ended is None:
+            open_call.usage = generation.usage()
+            self.dispatcher.cancel(generation, errors.Cancelled("the caller has gone"))
+
+    async def _do_embed(self, open_call: OpenCall, call: LlmEmbed) -> Result:
+        return await self.managers.memory.embed_texts(call.texts)
+
+    # --- the kernel itself ------------------------------------------------------------------------------------------
+
+    def _do_info(self, open_call: OpenCall, call: syscalls.KernelInfo) -> KernelStatus:
+        engine, dispatcher = self.model.engine, self.dispatcher
+        return KernelStatus(
+            version=importlib.metadata.version("aios-kernel"),
+            abi=ABI_VERSION,
+            pid=os.getpid(),
+            home=str(home_of(self.config)),
+            model=self.model.name,
+            engine=engine.name,
+            policy=dispatcher.policy.name,
+            http=self.http_url,
+            uptime_s=time.time() - self._began,
+            kv_tokens=engine.capabilities.kv_tokens,
+            kv_free_tokens=engine.kv_free(),
+            tokens_computed=dispatcher.tokens_computed,
+            tokens_cached=dispatcher.tokens_cached,
+            snapshots=dispatcher.contexts.snapshots,
+            trace=str(self.tracer.path),
+        )
+
+    def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:
+        principal = open_call.program.principal
+        programs = {program.id: program for program in self.agents.table.all(principal)}
+        wanted = set(programs)
+        if call.program is not None:
+            self.agents.table.find(call.program, principal)
+            wanted = {call.program}
+            for program in programs.values():  # oldest first: parents before children
+                if program.parent in wanted:
+                    wanted.add(program.id)
+        self.tracer.flush()
+        return Trace(spans=self.tracer.spans(wanted))
+
+    def _do_shutdown(self, open_call: OpenCall, call: syscalls.KernelShutdown) -> Ok:
+        self.loop.call_soon(self.shutdown.set)
+        return Ok()
+
+    def _sweep(self) -> None:
+        """Twice a second: tool calls past their limit end, the trace reaches its file."""
+        self._tools.expire(time.time())
+        self.tracer.flush()
+        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
+
+    def _wire(self) -> dict[type, Handler]:
+        agents, spaces = self.agents, SpaceService(self.managers)
+        self._tools = tools = ToolService(self.managers, agents.table, self.dispatcher.observe, self.tracer)
+        return {
+            LlmChat: self._do_chat,
+            LlmEmbed: self._do_embed,
+            syscalls.AgentSpawn: lambda open_call, call: Ok(),
+            syscalls.AgentExit: agents.do_exit,
+            syscalls.AgentSend: agents.do_send,
+            syscalls.AgentReceive: agents.do_receive,
+            syscalls.AgentWait: agents.do_wait,
+            syscalls.AgentPriority: agents.do_priority,
+            syscalls.KernelPs: agents.do_ps,
+            syscalls.KernelKill: agents.do_kill,
+            syscalls.KernelInfo: self._do_info,
+            syscalls.KernelTrace: self._do_trace,
+            syscalls.KernelShutdown: self._do_shutdown,
+            **tools.routes(),
+            **spaces.routes(),
+        }
+
+
+class Session:
+    """One connection of a principal: its programs and its open requests. Closing it frees both."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, kernel: Kernel, principal: str, client: str) -> None:
+        self.principal = principal
+        self.number = next(self._numbers)
+        self._kernel = kernel
+        self._client = client or "client"
+        self._open: dict[int, OpenCall] = {}
+        self._own: Program | None = None
+        self._closed = False
+
+    def request(self, request: Request, reply: Reply) -> None:
+        """Start a syscall; `reply` gets its frames, exactly one of them `Done` or `Failed`."""
+        try:
+            if request.id in self._open:
+                raise errors.ProtocolError(f"request {request.id} is open already")
+            program = self._program_of(request)
+        except errors.AiosError as error:
+            reply(failed(request.id, error.with_caller(None, name_of(request.call))))
+            return
+        open_call = OpenCall(request.id, request.call, program, reply, self._ended)
+        self._open[request.id] = open_call
+        self._kernel.submit(open_call, request.timeout_s)
+
+    def cancel(self, number: int) -> None:
+        """Stop an open request; it ends with `Cancelled`."""
+        open_call = self._open.get(number)
+        if open_call is not None:
+            self._kernel.end_early(open_call, errors.Cancelled("the caller cancelled it"))
+
+    def close(self) -> None:
+        """The client has gone: cancel its requests and end its programs."""
+        if self._closed:
+            return
+        self._closed = True
+        for open_call in list(self._open.values()):
+            self._kernel.end_early(open_call, errors.Cancelled("the client has gone"))
+        for program in self._kernel.agents.table.of_session(self.number):
+            # The session's own program (a bench, `aios ps`) did nothing wrong by hanging up.
+            self._kernel.agents.exit(program, None if program is self._own else "its client has gone")
+        self._kernel.sessions.discard(self)
+
+    def _program_of(self, request: Request) -> Program:
+        agents = self._kernel.agents
+        if isinstance(request.call, AgentSpawn):
+            return agents.spawn(request.call, self.principal, self.number)
+        if request.program is not None:
+            return agents.table.alive(request.program, self.principal)
+        if self._own is None or self._own.finished_s is not None:
+            call = AgentSpawn(program=uuid.uuid4().hex[:16], agent=self._client.replace("/", "_"))
+            self._own = agents.spawn(call, self.principal, self.number)
+        return self._own
+
+    def _ended(self, open_call: OpenCall, outcome: str) -> None:
+        self._open.pop(open_call.id, None)
+        self._kernel.ended(open_call, outcome)
+
+
+def _typed(error: Exception) -> errors.AiosError:
+    if isinstance(error, errors.AiosError):
+        return error
+    _log.exception("a syscall failed inside the kernel", exc_info=error)
+    return errors.InternalError(f"the kernel failed: {type(error).__name__}: {error}", fix="aios doctor")
+
+
+def _count(open_call: OpenCall) -> None:
+    account, family = open_call.program.account, open_call.name.partition(".")[0]
+    if family == "llm":
+        account.llm_calls += 1
+        account.prompt_tokens += open_call.usage.prompt_tokens
+        account.cached_tokens += open_call.usage.cached_tokens
+        account.completion_tokens += open_call.usage.completion_tokens
+        now = time.time()
+        started = open_call.started_s or now
+        account.queued_s += started - open_call.opened_s
+        account.running_s += now - started
+    elif open_call.name in {"tool.begin", "tool.call"}:
+        account.tool_calls += 1
+    elif family == "memory":
+        account.memory_calls += 1
+    elif family == "storage":
+        account.storage_calls += 1
+    elif family != "kernel":
+        account.other_calls += 1
+
+
+def _resource(call: Any) -> str:
+    """What the call is about, for the audit and the trace: a model, a tool, a space; never contents."""
+    for field in ("resource", "namespace", "owner", "name", "to", "program", "target", "model"):
+        value = getattr(call, field, None)
+        if isinstance(value, str) and value:
+            return value
+    return ""

@@ -1,0 +1,180 @@
+"""The process table: programs (one run of an agent each), their states and their accounts."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from aios_kernel import errors
+from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState
+
+_FINISHED_KEPT = 1000
+_NAME_LIMIT = 200
+
+
+@dataclass(slots=True)
+class Account:
+    """What a program used so far; times in seconds, tokens as the model counts them."""
+
+    llm_calls: int = 0
+    tool_calls: int = 0
+    memory_calls: int = 0
+    storage_calls: int = 0
+    other_calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queued_s: float = 0.0
+    running_s: float = 0.0
+    tool_s: float = 0.0
+    message_s: float = 0.0
+    snapshots: int = 0
+
+
+@dataclass(slots=True)
+class Program:
+    """One run of an agent. Its state follows from what it has open."""
+
+    id: str
+    agent: str
+    principal: str
+    group: str
+    framework: str = ""
+    priority: Priority = "normal"
+    parent: str | None = None
+    session: int = 0
+    started_s: float = field(default_factory=time.time)
+    finished_s: float | None = None
+    error: str | None = None
+    account: Account = field(default_factory=Account)
+    ready: int = 0
+    running: int = 0
+    tools: dict[str, str] = field(default_factory=dict[str, str])
+    """Tools it is paused on, by grant."""
+    waits: list[str] = field(default_factory=list[str])
+    """What it waits for from other agents."""
+
+    @property
+    def state(self) -> ProgramState:
+        """`running` on the model, `ready` (queued for it), on a `tool`, on a `message`, `idle` (its own code)."""
+        if self.finished_s is not None:
+            return "finished"
+        if self.running:
+            return "running"
+        if self.ready:
+            return "ready"
+        if self.tools:
+            return "tool"
+        return "message" if self.waits else "idle"
+
+    @property
+    def waiting_for(self) -> str:
+        """The tools or messages it waits for, in words."""
+        if self.state == "tool":
+            return ", ".join(self.tools.values())
+        return ", ".join(self.waits) if self.state == "message" else ""
+
+    def info(self) -> ProgramInfo:
+        """A row for listings."""
+        counts = {name: getattr(self.account, name) for name in Account.__dataclass_fields__}
+        return ProgramInfo(
+            program=self.id,
+            agent=self.agent,
+            framework=self.framework,
+            group=self.group,
+            principal=self.principal,
+            priority=self.priority,
+            parent=self.parent,
+            state=self.state,
+            waiting_for=self.waiting_for,
+            started_s=self.started_s,
+            finished_s=self.finished_s,
+            error=self.error,
+            **counts,
+        )
+
+
+class ProcessTable:
+    """All programs of this kernel; finished ones are kept for a while."""
+
+    def __init__(self) -> None:
+        self._alive: dict[str, Program] = {}
+        self._finished: OrderedDict[str, Program] = OrderedDict()
+
+    def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
+        """Enter a program. Raises InvalidRequest for a name or id that cannot be, NotFound for an unknown parent."""
+        _check_name(call.agent, "agent name")
+        _check_name(call.program, "program id")
+        if call.program in self._alive or call.program in self._finished:
+            raise errors.InvalidRequest(f'program "{call.program}" exists already')
+        parent = self.alive(call.parent, principal) if call.parent else None
+        group = call.group or (parent.group if parent else principal)
+        program = Program(
+            id=call.program,
+            agent=call.agent,
+            principal=principal,
+            group=group,
+            framework=call.framework or (parent.framework if parent else ""),
+            priority=call.priority,
+            parent=call.parent,
+            session=session,
+        )
+        self._alive[program.id] = program
+        return program
+
+    def alive(self, program_id: str, principal: str) -> Program:
+        """A living program of this principal; NotFound otherwise (also for somebody else's)."""
+        program = self._alive.get(program_id)
+        if program is None or program.principal != principal:
+            raise errors.NotFound(f'no running program "{program_id}"', fix="aios ps")
+        return program
+
+    def find(self, program_id: str, principal: str) -> Program:
+        """A program of this principal, living or finished; NotFound otherwise."""
+        program = self._alive.get(program_id) or self._finished.get(program_id)
+        if program is None or program.principal != principal:
+            raise errors.NotFound(f'no program "{program_id}"', fix="aios ps")
+        return program
+
+    def named(self, agent: str, principal: str) -> list[Program]:
+        """The living programs of an agent's name, newest first."""
+        return [p for p in reversed(self._alive.values()) if p.agent == agent and p.principal == principal]
+
+    def family(self, program: Program) -> list[Program]:
+        """A program and its living descendants."""
+        found = [program]
+        for member in found:
+            found.extend(p for p in self._alive.values() if p.parent == member.id and p not in found)
+        return found
+
+    def of_session(self, session: int) -> list[Program]:
+        """The living programs that a connection registered."""
+        return [program for program in self._alive.values() if program.session == session]
+
+    def holding(self, grant: str) -> list[Program]:
+        """The living program that is paused under a tool grant, if there is one."""
+        return [program for program in self._alive.values() if grant in program.tools]
+
+    def finish(self, program: Program, error: str | None) -> None:
+        """Move a program to the finished ones."""
+        if self._alive.pop(program.id, None) is None:
+            return
+        program.finished_s = time.time()
+        program.error = error
+        self._finished[program.id] = program
+        while len(self._finished) > _FINISHED_KEPT:
+            self._finished.popitem(last=False)
+
+    def all(self, principal: str, *, finished: bool = True) -> Iterator[Program]:
+        """A principal's programs, oldest first."""
+        kept = [*self._finished.values()] if finished else []
+        yield from sorted(
+            (p for p in [*kept, *self._alive.values()] if p.principal == principal), key=lambda p: p.started_s
+        )
+
+
+def _check_name(name: str, what: str) -> None:
+    if not name or len(name) > _NAME_LIMIT or "\x00" in name:
+        raise errors.InvalidRequest(f"the {what} must have 1 to {_NAME_LIMIT} characters", fix="choose another name")

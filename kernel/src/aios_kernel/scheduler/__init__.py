@@ -1,0 +1,1 @@
+"""Scheduling policies and the dispatcher that carries their plans out."""

@@ -1,0 +1,22 @@
+"""First in, first out: the oldest calls run, as many at once as fit; the rest wait in the order of their arrival."""
+
+from __future__ import annotations
+
+from aios_kernel.scheduler.packing import Packer
+from aios_kernel.scheduler.protocol import Event, Options, Plan, View
+
+
+class Fifo:
+    """Stateless. When decoding outgrows the pool, the newest call is swapped out and comes back first."""
+
+    name = "fifo"
+
+    def __init__(self, options: Options) -> None:
+        """Takes no options."""
+
+    def observe(self, event: Event, now_s: float) -> None:
+        """Nothing to remember: the view is in order of arrival."""
+
+    def decide(self, view: View, now_s: float) -> Plan:
+        """Serve in order of arrival."""
+        return Packer(view, view.tasks).fill()

@@ -1,0 +1,1 @@
+"""The doors of the kernel process: unix socket, OpenAI-compatible HTTP, and the process itself."""

@@ -1,0 +1,84 @@
+"""The kernel process: `python -m aios_kernel.server`, its configuration as JSON on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+
+import msgspec
+
+from aios_kernel import errors
+from aios_kernel.calls import failed
+from aios_kernel.config import Config
+from aios_kernel.kernel import Kernel
+from aios_kernel.server.runtime import running_kernel
+
+_log = logging.getLogger("aios_kernel")
+
+
+def main() -> int:
+    """Run a kernel until it is told to stop; gives the exit status."""
+    options = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
+        asyncio.run(_serve(config, options))
+    except errors.AiosError as error:
+        _report(options.report_fd, msgspec.msgpack.encode(failed(0, error)))
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except Exception as error:  # noqa: BLE001 - whoever started it must learn why, whatever it was
+        _log.exception("the kernel ended")
+        wrapped = errors.KernelUnavailable(f"the kernel could not run: {type(error).__name__}: {error}")
+        _report(options.report_fd, msgspec.msgpack.encode(failed(0, wrapped)))
+        return 1
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m aios_kernel.server", description=__doc__)
+    parser.add_argument("--leave-with-last-client", action="store_true", help="stop when the last client has left")
+    parser.add_argument("--report-fd", type=int, default=-1, help="descriptor that gets `ready` or the error")
+    return parser.parse_args()
+
+
+def _report(descriptor: int, message: bytes) -> None:
+    if descriptor >= 0:
+        try:
+            os.write(descriptor, message)
+            os.close(descriptor)
+        except OSError:
+            _log.debug("whoever started this kernel does not listen any more")
+
+
+async def _serve(config: Config, options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    async with running_kernel(config) as kernel:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kernel.loop.add_signal_handler(number, kernel.shutdown.set)
+        _log.info("ready after %.1f s: %s", time.monotonic() - began, kernel.describe())
+        _report(options.report_fd, b"ready")
+        leaving = kernel.loop.create_task(_leave(kernel)) if options.leave_with_last_client else None
+        await kernel.shutdown.wait()
+        if leaving is not None:
+            leaving.cancel()
+    _log.info("stopped")
+
+
+async def _leave(kernel: Kernel) -> None:
+    """Stop when nobody has been connected for the grace time."""
+    alone_since = time.monotonic()
+    while time.monotonic() - alone_since < kernel.config.grace_s:
+        await asyncio.sleep(min(0.2, kernel.config.grace_s))
+        if kernel.sessions:
+            alone_since = time.monotonic()
+    kernel.shutdown.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

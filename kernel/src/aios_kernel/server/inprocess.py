@@ -1,0 +1,114 @@
+"""A kernel in this very process, behind the same protocol: for tests and notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import socket
+import threading
+from pathlib import Path
+
+from aios_kernel import errors
+from aios_kernel.client import Connection
+from aios_kernel.config import Config, home_of
+from aios_kernel.kernel import Kernel
+from aios_kernel.server.runtime import principal_name, running_kernel
+from aios_kernel.server.unix import Door, Doorman
+
+
+class InProcessKernel:
+    """A kernel on a thread with a loop of its own. `connect` gives connections; `stop` ends it."""
+
+    def __init__(self, config: Config) -> None:
+        """Start it; raises what the start raised."""
+        self.config = config
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self.kernel: Kernel | None = None
+        self._thread = threading.Thread(target=self._run, name="aios-kernel", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self._thread.is_alive() and self.kernel is not None
+
+    def connect(self, client: str = "") -> Connection:
+        """A connection over a socket pair: the same frames as from another process."""
+        assert self.kernel is not None
+        ours, theirs = socket.socketpair()
+        asyncio.run_coroutine_threadsafe(self._open_door(theirs), self.kernel.loop).result()
+        return Connection(ours, "inprocess", client)
+
+    def stop(self) -> None:
+        """End it and wait until everything is on disk."""
+        if self.running and self.kernel is not None:
+            self.kernel.loop.call_soon_threadsafe(self.kernel.shutdown.set)
+        self._thread.join()
+
+    async def _open_door(self, sock: socket.socket) -> None:
+        assert self.kernel is not None
+        kernel, doorman = self.kernel, Doorman("inprocess", principal_name(), {})
+        await kernel.loop.connect_accepted_socket(lambda: Door(kernel, doorman), sock)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the start
+            self._failure = error
+            self._started.set()
+
+    async def _serve(self) -> None:
+        async with running_kernel(self.config) as kernel:
+            self.kernel = kernel
+            self._started.set()
+            await kernel.shutdown.wait()
+
+
+class _Shared:
+    """The in-process kernels of this process, one a data directory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kernels: dict[Path, InProcessKernel] = {}
+        atexit.register(self.stop_all)
+
+    def get(self, config: Config) -> InProcessKernel:
+        with self._lock:
+            kernel = self._kernels.get(home_of(config))
+            if kernel is None or not kernel.running:
+                kernel = self._kernels[home_of(config)] = InProcessKernel(config)
+            elif kernel.config != config:
+                raise errors.ConfigError(
+                    f"the in-process kernel of {home_of(config)} runs with another configuration",
+                    fix="use another AIOS_HOME",
+                )
+            return kernel
+
+    def stop(self, config: Config) -> None:
+        with self._lock:
+            kernel = self._kernels.pop(home_of(config), None)
+        if kernel is not None:
+            kernel.stop()
+
+    def stop_all(self) -> None:
+        with self._lock:
+            for kernel in self._kernels.values():
+                kernel.stop()
+            self._kernels.clear()
+
+
+_shared = _Shared()
+
+
+def connect_in_process(config: Config, client: str = "") -> Connection:
+    """A connection to this process's kernel for the configured data directory, started at the first call."""
+    return _shared.get(config).connect(client)
+
+
+def stop_in_process(config: Config) -> None:
+    """End this process's kernel for the configured data directory, if it runs."""
+    _shared.stop(config)

@@ -1,0 +1,110 @@
+"""Putting a kernel together and keeping it: lock, model, managers, doors, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import getpass
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO
+
+from aios_kernel import errors
+from aios_kernel.config import Config, home_of, socket_of, token_file_of
+from aios_kernel.kernel import Kernel
+from aios_kernel.managers import Managers, build_managers
+from aios_kernel.plugins import Plugins
+from aios_kernel.server.unix import Doorman, listen
+
+
+def lock_home(config: Config) -> IO[str]:
+    """Take the data directory's lock; it is held until the file is closed or the process dies.
+
+    Raises KernelLocked when another kernel owns the directory: two writers would lose vectors silently.
+    """
+    run = home_of(config) / "run"
+    run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (run / "kernel.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise errors.KernelLocked(
+            f"another kernel (pid {owner}) owns {home_of(config)}",
+            fix="use it (nothing to start), end it with `aios kill --kernel`, or set AIOS_HOME to another directory",
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def write_token(config: Config) -> str:
+    """The user's token: the configured one, else a fresh one, left in a file that only this user can read."""
+    token = config.token or secrets.token_urlsafe(32)
+    path = token_file_of(config)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(token)
+    return token
+
+
+@asynccontextmanager
+async def running_kernel(config: Config) -> AsyncGenerator[Kernel, None]:
+    """A kernel with its doors open, on this loop; closed in order at the end."""
+    plugins = Plugins()
+    policy = plugins.pick("aios_kernel_policies", "policy", config.policy)(config.policy_options)
+    with contextlib.closing(lock_home(config)):
+        token = write_token(config)
+        doorman = Doorman(token, principal_name(), config.principals)
+        # Loading takes seconds and would block the loop's signals.
+        model = await asyncio.to_thread(_loader(plugins, config.model), config)
+        managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
+        kernel = Kernel(config, model, managers, policy)
+        path = socket_of(config)
+        try:
+            async with await listen(kernel, doorman, path), _http(kernel, token):
+                yield kernel
+                path.unlink(missing_ok=True)
+        finally:
+            await kernel.close()
+
+
+@asynccontextmanager
+async def _http(kernel: Kernel, token: str) -> AsyncGenerator[None, None]:
+    if not kernel.config.http:
+        yield
+        return
+    from aios_kernel.server.http import HttpFront
+
+    front = HttpFront(kernel, kernel.config, token)
+    kernel.http_url = await front.start()
+    try:
+        yield
+    finally:
+        await front.stop()
+
+
+def _loader(plugins: Plugins, model: str):
+    scheme = model.partition(":")[0]
+    engines = plugins.named("aios_kernel_engines")
+    return engines.get(scheme) or engines["torch"]
+
+
+def principal_name() -> str:
+    """The default principal: this user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid{os.getuid()}"
+
+
+def socket_path_fits(path: Path) -> bool:
+    """Whether the path is short enough for a unix socket (108 bytes on Linux, 104 elsewhere)."""
+    return len(os.fsencode(path)) < 104

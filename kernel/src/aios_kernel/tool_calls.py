@@ -1,0 +1,86 @@
+"""The `tool.*` syscalls: grants for tools in the agent's process, and the tools that the kernel hosts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aios_kernel import errors
+from aios_kernel.calls import OpenCall
+from aios_kernel.process import ProcessTable, Program
+from aios_kernel.scheduler.protocol import Event, ToolBegan, ToolEnded
+from aios_kernel.syscalls import Ok, Result, Span, ToolBegin, ToolEnd, ToolGrant, ToolInvoke, ToolList, Tools
+from aios_kernel.trace import Tracer
+
+if TYPE_CHECKING:
+    from aios_kernel.kernel import Handler
+    from aios_kernel.managers import Managers
+
+
+class ToolService:
+    """Keeps the process table, the scheduler and the trace informed of who waits for which tool."""
+
+    def __init__(
+        self, managers: Managers, table: ProcessTable, observe: Callable[[Event], None], tracer: Tracer
+    ) -> None:
+        self._registry = managers.tools
+        self._grants = managers.grants
+        self._table = table
+        self._observe = observe
+        self._tracer = tracer
+
+    def routes(self) -> dict[type, Handler]:
+        """The handlers by syscall."""
+        return {ToolBegin: self._begin, ToolEnd: self._end, ToolInvoke: self._invoke, ToolList: self._list}
+
+    def expire(self, now: float) -> None:
+        """End grants past their limit, so that a tool that hangs does not keep its program paused for ever."""
+        for expired in self._grants.expired(now):
+            for program in self._table.holding(expired.grant):
+                self._ended(program, expired.grant, expired.name, now - expired.began_s, errors.ToolTimeout.code)
+
+    def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant:
+        grant = self._grants.begin(open_call.program.id, call, time.time())
+        open_call.program.tools[grant.grant] = call.name
+        self._observe(ToolBegan(open_call.program.id, call.name))
+        return grant
+
+    def _end(self, open_call: OpenCall, call: ToolEnd) -> Ok:
+        seconds = self._grants.end(open_call.program.id, call, time.time())
+        name = open_call.program.tools.get(call.grant, "")
+        self._ended(open_call.program, call.grant, name, seconds, "ok" if call.ok else errors.ToolError.code)
+        return Ok()
+
+    async def _invoke(self, open_call: OpenCall, call: ToolInvoke) -> Result:
+        program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        program.tools[key] = call.name
+        self._observe(ToolBegan(program.id, call.name))
+        try:
+            return await self._registry.call(call)
+        finally:
+            program.tools.pop(key, None)
+            program.account.tool_s += time.time() - began
+            self._observe(ToolEnded(program.id, call.name, time.time() - began))
+
+    def _list(self, open_call: OpenCall, call: ToolList) -> Tools:
+        return Tools(tools=self._registry.specs())
+
+    def _ended(self, program: Program, grant: str, name: str, seconds: float, outcome: str) -> None:
+        program.tools.pop(grant, None)
+        program.account.tool_s += seconds
+        self._observe(ToolEnded(program.id, name, seconds))
+        now = time.time()
+        self._tracer.add(
+            Span(
+                program=program.id,
+                agent=program.agent,
+                framework=program.framework,
+                syscall="tool.run",
+                detail=name,
+                outcome=outcome,
+                queued_s=now - seconds,
+                started_s=now - seconds,
+                ended_s=now,
+            )
+        )

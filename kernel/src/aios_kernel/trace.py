@@ -1,0 +1,57 @@
+"""The trace: one span a syscall, kept in memory for `aios trace` and written behind to a file of JSON lines."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from aios_kernel.syscalls import Span
+
+_KEPT = 100_000
+_FLUSH_EVERY = 64
+
+_log = logging.getLogger(__name__)
+
+
+class Tracer:
+    """Collects spans. A disk that refuses costs the file, never a syscall."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._spans: deque[Span] = deque(maxlen=_KEPT)
+        self._unwritten: list[Span] = []
+        self._file: TextIO | None = None
+
+    def add(self, span: Span) -> None:
+        """Take a span that has ended."""
+        self._spans.append(span)
+        self._unwritten.append(span)
+        if len(self._unwritten) >= _FLUSH_EVERY:
+            self.flush()
+
+    def spans(self, programs: set[str] | None = None) -> list[Span]:
+        """The spans of these programs (None: all), in the order in which they ended."""
+        return [span for span in self._spans if programs is None or span.program in programs]
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        unwritten, self._unwritten = self._unwritten, []
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.writelines(msgspec.json.encode(span).decode() + "\n" for span in unwritten)
+            self._file.flush()
+        except OSError as error:
+            _log.warning("the trace cannot be written to %s: %s", self.path, error)
+
+    def close(self) -> None:
+        """Write the rest and close the file."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
