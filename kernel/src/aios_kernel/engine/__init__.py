@@ -1,0 +1,1 @@
+"""Engines: what computes tokens, behind one contract (`protocol`)."""

@@ -1,0 +1,104 @@
+"""A sequence on the torch engine: its tokens, its block table and the state of its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_kernel.engine.protocol import Grammar, SamplingParams
+from aios_kernel.engine.torch.prefix import BLOCK, extend_keys
+
+
+class TorchContext:
+    """See `aios_kernel.engine.protocol.Context`.
+
+    Attributes:
+        tokens: prompt and answer.
+        computed: how many of them have KV.
+        cached: how many prompt tokens came from the prefix cache instead of a forward. It can still grow while the
+            prompt is prefilled, when another context computes the same prefix first.
+        emitted: tokens emitted so far; the index into `sampling.forced` and the counter of the random numbers.
+        root: content key that the chain of block keys starts from.
+        keys: content keys of the full blocks of `tokens`.
+        published: full blocks that were offered to the prefix cache.
+        poisoned: its KV is not to be trusted (its logits were not finite).
+    """
+
+    __slots__ = (
+        "_table",
+        "cached",
+        "closed",
+        "computed",
+        "emitted",
+        "grammar",
+        "keys",
+        "n_blocks",
+        "poisoned",
+        "prompt",
+        "published",
+        "root",
+        "sampling",
+        "tokens",
+    )
+
+    def __init__(
+        self, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None = None, root: bytes
+    ) -> None:
+        self.tokens = list(tokens)
+        self.prompt = len(self.tokens)
+        self.computed = 0
+        self.cached = 0
+        self.sampling = sampling
+        self.grammar = grammar
+        self.emitted = 0
+        self.root = root
+        self.keys: list[bytes] = []
+        self.published = 0
+        self.poisoned = False
+        self.closed = False
+        self.n_blocks = 0
+        self._table: NDArray[np.int64] = np.zeros(max(8, len(self.tokens) // BLOCK + 4), dtype=np.int64)
+
+    @property
+    def pending(self) -> int:
+        """Tokens not computed yet."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """Block numbers in the order of the tokens, a view of shape [n_blocks]."""
+        return self._table[: self.n_blocks]
+
+    @property
+    def blocks(self) -> list[int]:
+        """Block numbers in the order of the tokens, as a list."""
+        return self.table.tolist()
+
+    def push_block(self, block: int) -> None:
+        """Put a block behind the table."""
+        if self.n_blocks == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+        self._table[self.n_blocks] = block
+        self.n_blocks += 1
+
+    def cut_blocks(self, n_blocks: int) -> list[int]:
+        """Shorten the table to `n_blocks`; give the removed blocks, the last first."""
+        cut = self._table[n_blocks : self.n_blocks].tolist()
+        self.n_blocks = min(self.n_blocks, n_blocks)
+        return cut[::-1]
+
+    def extend_keys(self) -> None:
+        """Compute the content keys of blocks that the tokens have filled since."""
+        extend_keys(self.keys, self.root, self.tokens)
+
+    def twin(self) -> TorchContext:
+        """A context in the same state; the caller takes the references on the shared blocks."""
+        twin = TorchContext(self.tokens, sampling=self.sampling, root=self.root)
+        twin.grammar = self.grammar.fork() if self.grammar else None
+        for name in ("prompt", "computed", "cached", "emitted", "published", "poisoned", "n_blocks"):
+            setattr(twin, name, getattr(self, name))
+        twin.keys = list(self.keys)
+        twin._table = self._table.copy()
+        return twin

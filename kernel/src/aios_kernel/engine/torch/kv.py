@@ -1,0 +1,99 @@
+"""The KV pool's memory: one tensor of keys and one of values a layer, cut into blocks of 16 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aios_kernel.engine.torch.prefix import BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a layer stores of each token: `heads` keys of `key_dim` and as many values of `value_dim`."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def width(self) -> int:
+        """Numbers stored of each token."""
+        return self.heads * (self.key_dim + self.value_dim)
+
+
+class KvMemory:
+    """Keys and values of all layers.
+
+    `keys[l]` has shape [blocks * 16, heads, key_dim]: block b holds the slots 16 b to 16 b + 15. All memory starts as
+    zeros, because masked slots still enter a product with weight zero, and zero times NaN is NaN.
+    """
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], n_blocks: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.n_blocks = n_blocks
+        slots = n_blocks * BLOCK
+        self.keys = [_zeros((slots, s.heads, s.key_dim), dtype, device) for s in shapes]
+        self.values = [_zeros((slots, s.heads, s.value_dim), dtype, device) for s in shapes]
+
+    def put(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write new tokens of a layer to their slots; `key` and `value` have shape [1, heads, tokens, dim]."""
+        self.keys[layer].index_copy_(0, slots, key[0].transpose(0, 1))
+        self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1))
+
+    def gather(self, layer: int, blocks: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values in `blocks`, shared out to `rows` contexts: [rows, heads, slots, dim] each."""
+        return _gather(self.keys[layer], blocks, rows), _gather(self.values[layer], blocks, rows)
+
+    def read(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Copy blocks of every layer to the host: keys and values in turn, each [len(blocks), 16, heads, dim]."""
+        if not blocks:
+            return []
+        index = torch.tensor(blocks, device=self.keys[0].device)
+        return [self._by_block(pool).index_select(0, index).cpu() for pool in self._pools()]
+
+    def write(self, blocks: Sequence[int], data: Sequence[Tensor], rows: Sequence[int]) -> None:
+        """Put the rows of what `read` gave into blocks."""
+        if not blocks:
+            return
+        index = torch.tensor(blocks, device=self.keys[0].device)
+        source = torch.tensor(rows)
+        for pool, part in zip(self._pools(), data, strict=True):
+            self._by_block(pool).index_copy_(0, index, part.index_select(0, source).to(pool.device))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one block of every layer."""
+        for pool in self._pools():
+            blocks = self._by_block(pool)
+            blocks[target].copy_(blocks[source])
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero blocks of every layer."""
+        for pool in self._pools():
+            by_block = self._by_block(pool)
+            for block in blocks:
+                by_block[block].zero_()
+
+    def _pools(self) -> list[Tensor]:
+        return [pool for pair in zip(self.keys, self.values, strict=True) for pool in pair]
+
+    def _by_block(self, pool: Tensor) -> Tensor:
+        return pool.view(self.n_blocks, BLOCK, *pool.shape[1:])
+
+
+def _gather(pool: Tensor, blocks: Tensor, rows: int) -> Tensor:
+    by_block = pool.view(-1, BLOCK, *pool.shape[1:])
+    return by_block.index_select(0, blocks).view(rows, -1, *pool.shape[1:]).transpose(1, 2)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU pages come from the system on first touch, so that an idle pool costs no memory."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)

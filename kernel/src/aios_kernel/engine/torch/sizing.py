@@ -1,0 +1,72 @@
+"""How large the KV pool may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from aios_kernel.engine.torch.kv import LayerShape
+from aios_kernel.engine.torch.prefix import BLOCK
+from aios_kernel.errors import ConfigError
+
+GIB = 1 << 30
+CPU_CAP_BYTES = 2 * GIB
+"""On the CPU the pool takes at most this much unless `kv_tokens` asks for more."""
+CPU_SHARE = 0.5
+"""Share of the free host memory that the pool may take."""
+CUDA_RESERVE_BYTES = 2 * GIB
+"""Left free on the device for activations and the allocator's fragments..."""
+CUDA_SHARE = 0.9
+"""...and at most this share of what is free is taken."""
+MAX_TOKENS = 1 << 22
+"""More tokens than this serve nobody; it bounds the bookkeeping of very small models."""
+
+
+def pool_blocks(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device, kv_tokens: int | None) -> int:
+    """Blocks of the pool, its padding block included.
+
+    Args:
+        shapes: what each layer stores of a token.
+        dtype: of keys and values.
+        device: where the pool lives.
+        kv_tokens: its size in tokens; None takes what the free memory allows, see this module's constants.
+
+    Raises:
+        ConfigError: the pool would be smaller than one block or larger than the free memory.
+    """
+    token_bytes = sum(shape.width for shape in shapes) * dtype.itemsize
+    free = free_bytes(device)
+    if kv_tokens is None:
+        if device.type == "cpu":
+            budget = min(CPU_CAP_BYTES, int(free * CPU_SHARE))
+        else:
+            budget = min(free - CUDA_RESERVE_BYTES, int(free * CUDA_SHARE))
+        kv_tokens = min(budget // token_bytes, MAX_TOKENS)
+    elif kv_tokens * token_bytes > free:
+        raise ConfigError(
+            f"a KV pool of {kv_tokens} tokens takes {kv_tokens * token_bytes / GIB:.1f} GiB, "
+            f"but {free / GIB:.1f} GiB are free on {device}",
+            fix=f"set kv_tokens to at most {free // token_bytes}",
+        )
+    if kv_tokens < BLOCK:
+        raise ConfigError(
+            f"no room for a KV pool on {device}: {free / GIB:.1f} GiB are free, a token takes {token_bytes} bytes",
+            fix="choose a smaller model or free memory; or set kv_tokens",
+        )
+    return kv_tokens // BLOCK + 1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device; on the host, what the system calls available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

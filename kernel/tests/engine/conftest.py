@@ -1,0 +1,158 @@
+"""Small random models, their oracle, and a driver of engines."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from aios_kernel.engine.protocol import Context, Engine, SamplingParams
+from aios_kernel.engine.torch import TorchEngine
+
+TIE = 1e-3
+VOCAB = 199
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),
+}
+
+
+def build_model(family: str) -> Any:
+    model_class, config_class, extra = FAMILIES[family]
+    torch.manual_seed(7)
+    config = config_class(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+        **extra,
+    )
+    return model_class(config).eval()
+
+
+class Oracle:
+    """Greedy `generate` of transformers, and the tie rule."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._known: dict[tuple[int, ...], list[int]] = {}
+
+    def greedy(self, prompt: Sequence[int], n_tokens: int) -> list[int]:
+        known = self._known.get(tuple(prompt), [])
+        if len(known) < n_tokens:
+            out = self.model.generate(
+                torch.tensor([list(prompt)]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=n_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            known = self._known[tuple(prompt)] = out[0, len(prompt) :].tolist()
+        return known[:n_tokens]
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.model(torch.tensor([list(tokens)])).logits[0]
+
+    def check(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Fail unless the answer is the greedy one, up to the first tie."""
+        expected = self.greedy(prompt, len(answer))
+        for place, (mine, theirs) in enumerate(zip(answer, expected, strict=True)):
+            if mine != theirs:
+                best = self.logits([*prompt, *expected[:place]])[-1].topk(2).values
+                assert best[0] - best[1] <= TIE, f"token {place} is {mine}, not {theirs}"
+                return
+
+
+class Driver:
+    """Steps contexts of an engine until each has emitted what was asked for."""
+
+    def __init__(self, engine: Engine, seed: int = 0) -> None:
+        self.engine = engine
+        self.random = random.Random(seed)
+
+    def open(self, prompt: Sequence[int], **options: Any) -> Context:
+        options.setdefault("sampling", SamplingParams())
+        return self.engine.open(prompt, **options)
+
+    def answer(self, context: Context, n_tokens: int, chunk: int = 64) -> list[int]:
+        return self.answers([context], [n_tokens], chunk)[0]
+
+    def answers(self, contexts: Sequence[Context], counts: Sequence[int], chunk: int = 64) -> list[list[int]]:
+        """Step all contexts together, random chunk sizes up to `chunk`."""
+        out: list[list[int]] = [[] for _ in contexts]
+        while any(len(tokens) < count for tokens, count in zip(out, counts, strict=True)):
+            live = [row for row, tokens in enumerate(out) if len(tokens) < counts[row]]
+            outputs = self.engine.step([(contexts[row], self.random.randint(1, chunk)) for row in live])
+            for row, output in zip(live, outputs, strict=True):
+                assert output.error is None, output.error
+                if output.token is not None:
+                    out[row].append(output.token)
+        return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def oracles() -> Callable[[str], Oracle]:
+    known: dict[str, Oracle] = {}
+
+    def oracle(family: str) -> Oracle:
+        if family not in known:
+            known[family] = Oracle(build_model(family))
+        return known[family]
+
+    return oracle
+
+
+@pytest.fixture
+def oracle(oracles: Callable[[str], Oracle], family: str) -> Oracle:
+    return oracles(family)
+
+
+@pytest.fixture
+def make_engine(oracles: Callable[[str], Oracle]) -> Callable[..., TorchEngine]:
+    def make(family: str = "llama", kv_tokens: int = 4096, dtype: torch.dtype = torch.float32) -> TorchEngine:
+        model = copy.deepcopy(oracles(family).model).to(dtype)
+        return TorchEngine(model, kv_tokens=kv_tokens)
+
+    return make
+
+
+@pytest.fixture
+def driver(make_engine: Callable[..., TorchEngine], family: str) -> Driver:
+    return Driver(make_engine(family))
+
+
+@pytest.fixture
+def drive() -> type[Driver]:
+    return Driver
+
+
+@pytest.fixture
+def prompt() -> Callable[..., list[int]]:
+    def make(length: int, seed: int = 0) -> list[int]:
+        chooser = random.Random(f"{length}/{seed}")
+        return [chooser.randrange(VOCAB) for _ in range(length)]
+
+    return make
