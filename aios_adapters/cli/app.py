@@ -1,0 +1,26 @@
+"""The command tree: built-in commands, then those of plugins (`aios_commands`)."""
+
+from __future__ import annotations
+
+import typer
+
+from aios_adapters.cli import looking, running, settings
+from aios_adapters.plugins import host
+
+app = typer.Typer(
+    name="aios",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Many agents, many frameworks, one local model.",
+)
+app.command()(running.serve)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(running.run)
+app.command()(looking.ps)
+app.command()(looking.kill)
+app.command()(looking.trace)
+app.command()(settings.plugins)
+app.command()(settings.doctor)
+app.add_typer(settings.config_app, name="config")
+host().activate()
+host().hook.aios_commands(app=app)

@@ -1,0 +1,119 @@
+"""Commands that look at a running kernel: `ps`, `kill`, `trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from aios_adapters.cli.output import Json, show_json, show_table
+from aios_adapters.cli.perfetto import write_perfetto
+from aios_kernel.client import Client, connect
+from aios_kernel.errors import ProtocolError
+from aios_kernel.syscalls import (
+    Count,
+    KernelInfo,
+    KernelKill,
+    KernelPs,
+    KernelShutdown,
+    KernelStatus,
+    KernelTrace,
+    Ok,
+    ProgramInfo,
+    Programs,
+    Result,
+    Span,
+    Syscall,
+    Trace,
+)
+
+R = TypeVar("R", bound=Result)
+OWN_NAME = "aios-cli"
+
+
+def ask(call: Syscall, answer: type[R]) -> R:
+    """Ask the running kernel; never starts one."""
+    connection = connect(client=OWN_NAME, start=False)
+    try:
+        result = Client(connection).call(call)
+    finally:
+        connection.close()
+    if not isinstance(result, answer):
+        raise ProtocolError(f"the kernel answered {type(result).__name__}")
+    return result
+
+
+def visible(programs: list[ProgramInfo]) -> list[ProgramInfo]:
+    """The programs without the command line's own."""
+    return [program for program in programs if program.agent != OWN_NAME]
+
+
+def ps(
+    json: Json = False, running: Annotated[bool, typer.Option("--running", help="Leave out finished programs.")] = False
+) -> None:
+    """List the programs: state, calls, tokens, waiting times."""
+    status = ask(KernelInfo(), KernelStatus)
+    programs = visible(ask(KernelPs(finished=not running), Programs).programs)
+    if json:
+        show_json({"kernel": status, "programs": programs})
+        return
+    typer.echo(
+        f"kernel {status.pid}  model {status.model}  policy {status.policy}  up {status.uptime_s:.0f} s  "
+        f"KV {status.kv_tokens - status.kv_free_tokens:,}/{status.kv_tokens:,} tokens"
+    )
+    columns = (
+        "PROGRAM", "AGENT", "FRAMEWORK", "STATE", "LLM", "TOOL", "MEM", "PROMPT", "CACHED", "NEW", "QUEUED s", "RAN s",
+    )  # fmt: skip
+    show_table("", columns, [_row(program) for program in programs])
+
+
+def _row(program: ProgramInfo) -> tuple[object, ...]:
+    state = f"{program.state} ({program.waiting_for})" if program.waiting_for else program.state
+    return (
+        program.program, program.agent, program.framework, f"{state}: {program.error}" if program.error else state,
+        program.llm_calls, program.tool_calls, program.memory_calls + program.storage_calls, program.prompt_tokens,
+        program.cached_tokens, program.completion_tokens, program.queued_s, program.running_s,
+    )  # fmt: skip
+
+
+def kill(
+    target: Annotated[str | None, typer.Argument(help="A program's id or an agent's name.")] = None,
+    kernel: Annotated[bool, typer.Option("--kernel", help="Stop the kernel itself.")] = False,
+) -> None:
+    """End a program, an agent's programs, or the kernel."""
+    if kernel:
+        ask(KernelShutdown(), Ok)
+        typer.echo("the kernel is stopping")
+        return
+    if target is None:
+        raise typer.BadParameter("name a program or an agent, or pass --kernel")
+    typer.echo(f"{ask(KernelKill(target=target), Count).count} programs ended")
+
+
+def trace(
+    program: Annotated[str | None, typer.Argument(help="Only this program and its children.")] = None,
+    json: Json = False,
+    perfetto: Annotated[Path | None, typer.Option(help="Write Chrome trace JSON for ui.perfetto.dev here.")] = None,
+) -> None:
+    """Show what was called, by whom, how long it waited and ran."""
+    spans = [span for span in ask(KernelTrace(program=program), Trace).spans if span.agent != OWN_NAME]
+    if perfetto is not None:
+        write_perfetto(spans, perfetto)
+        typer.echo(f"wrote {perfetto}: open it at ui.perfetto.dev")
+    elif json:
+        show_json(spans)
+    else:
+        show_spans(spans)
+
+
+def show_spans(spans: list[Span]) -> None:
+    """A table of spans, times relative to the first."""
+    began = min((span.queued_s for span in spans), default=0.0)
+    rows = [
+        (span.queued_s - began, span.agent, span.syscall, span.detail, span.started_s - span.queued_s,
+         span.ended_s - span.started_s, span.outcome, span.prompt_tokens, span.cached_tokens, span.completion_tokens)
+        for span in sorted(spans, key=lambda span: span.queued_s)
+    ]  # fmt: skip
+    columns = ("AT s", "AGENT", "SYSCALL", "ABOUT", "WAITED s", "RAN s", "OUTCOME", "PROMPT", "CACHED", "NEW")
+    show_table("", columns, rows)

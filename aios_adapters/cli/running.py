@@ -1,0 +1,146 @@
+"""Commands that run something: `serve` a kernel, `run` an agent's file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from aios_adapters import _kernel
+from aios_adapters.cli.looking import OWN_NAME, show_table, visible
+from aios_kernel.client import Client, connect, kernel_command, kernel_input
+from aios_kernel.config import Config, load, socket_of
+from aios_kernel.errors import InvalidRequest, from_code
+from aios_kernel.syscalls import Failed, KernelInfo, KernelPs, KernelStatus, Programs
+
+Model = Annotated[str | None, typer.Option("--model", help="`demo`, `fake`, a path or a Hugging Face id.")]
+Home = Annotated[str | None, typer.Option("--home", help="Data directory.")]
+Policy = Annotated[str | None, typer.Option("--policy", help="Scheduling policy: fifo, round_robin, ...")]
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="`demo`, `fake`, a path or a Hugging Face id.")] = None,
+    http: Annotated[str | None, typer.Option(help="host:port on loopback for the OpenAI-compatible front.")] = None,
+    policy: Policy = None,
+    kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    home: Home = None,
+) -> None:
+    """Run a kernel until ctrl-C; agents of every process of this user join it."""
+    flags = {
+        "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
+        "home": home,
+    }  # fmt: skip
+    config = load(flags)
+    ours, theirs = os.pipe()
+    command = [*kernel_command(config, forever=True), "--report-fd", str(theirs)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,))
+    os.close(theirs)
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(kernel_input(config))
+    with os.fdopen(ours, "rb") as reports:
+        _announce(config, _patiently(reports.read))
+    raise SystemExit(_patiently(process.wait))
+
+
+def _patiently(wait: Any) -> Any:
+    """Wait through ctrl-C: the kernel gets it too and needs a moment for an orderly end."""
+    while True:
+        try:
+            return wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _announce(config: Config, report: bytes) -> None:
+    if report == b"ready":
+        where = f" and http://{config.http}/v1" if config.http else ""
+        typer.echo(f"serving {config.model} on {socket_of(config)}{where}; ctrl-C stops it")
+    elif report:
+        failed = msgspec.msgpack.decode(report, type=Failed)
+        raise from_code(failed.code, failed.message, fix=failed.fix)
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A Python file with agents; further arguments are its own.")],
+    model: Model = None,
+    policy: Policy = None,
+    home: Home = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No table at the end.")] = False,
+) -> None:
+    """Run a Python file under a kernel (started for it, or joined) and show what its agents did."""
+    if not file.is_file():
+        raise typer.BadParameter(f"{file} is no file")
+    with _environment(model=model, policy=policy, home=home):
+        config = load()
+        connection = connect(config, client=OWN_NAME)
+        try:
+            client = Client(connection)
+            _check_model(client, model)
+            began = time.time()
+            _execute(file, context.args)
+        finally:
+            _kernel.close_links()
+        if not quiet:
+            _summary(client, began)
+        connection.close()
+
+
+@contextlib.contextmanager
+def _environment(**flags: str | None) -> Generator[None]:
+    """Flags as `AIOS_*` variables, so that the file's agents and its child processes see them too."""
+    names = {f"AIOS_{key.upper()}": value for key, value in flags.items() if value is not None}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _check_model(client: Client, asked: str | None) -> None:
+    status = client.call(KernelInfo())
+    assert isinstance(status, KernelStatus)
+    if asked is not None and status.model not in {asked, Path(asked).name}:
+        raise InvalidRequest(
+            f'the running kernel serves "{status.model}", not "{asked}"',
+            fix="aios kill --kernel, then run again; or another data directory: --home DIR",
+        )
+
+
+def _execute(file: Path, arguments: list[str]) -> None:
+    before = sys.argv, sys.path[:]
+    sys.argv = [str(file), *arguments]
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before
+
+
+def _summary(client: Client, began: float) -> None:
+    answer = client.call(KernelPs())
+    assert isinstance(answer, Programs)
+    rows = [
+        (p.agent, p.framework, p.llm_calls, p.tool_calls, p.memory_calls + p.storage_calls, p.queued_s,
+         (p.finished_s or time.time()) - p.started_s)
+        for p in visible(answer.programs)
+        if p.started_s >= began
+    ]  # fmt: skip
+    columns = ("AGENT", "FRAMEWORK", "LLM CALLS", "TOOL CALLS", "MEMORY CALLS", "WAITING s", "TURNAROUND s")
+    show_table("", columns, rows)

@@ -1,0 +1,174 @@
+"""Commands about the installation: `plugins`, `doctor`, `config`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from aios_adapters.cli.looking import ask
+from aios_adapters.cli.output import Json, show_json, show_table
+from aios_adapters.plugins import host, tested_state
+from aios_kernel.config import Config, home_of, load_with_origins, socket_of
+from aios_kernel.errors import AiosError
+from aios_kernel.syscalls import KernelInfo, KernelStatus
+
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+
+
+@config_app.callback()
+def _group() -> None:
+    """Keep `show` a subcommand although it is the only one."""
+
+
+@config_app.command()
+def show(json: Json = False) -> None:
+    """Every setting, its value and where it comes from (flag > AIOS_* > aios.toml > default)."""
+    config, origins = load_with_origins()
+    values = {key: "***" if key == "token" and value else value for key, value in _fields(config).items()}
+    rows = [{"key": key, "value": value, "from": origins[key]} for key, value in values.items()]
+    if json:
+        show_json(rows)
+    else:
+        show_table("", ("KEY", "VALUE", "FROM"), [(row["key"], row["value"], row["from"]) for row in rows])
+
+
+def _fields(config: Config) -> dict[str, object]:
+    return {name: getattr(config, name) for name in config.__struct_fields__}
+
+
+def plugins(json: Json = False) -> None:
+    """List the adapters, the versions they were tested with and what is installed; then other plugins."""
+    rows = [
+        {"adapter": name, "distribution": distribution, "tested": f">={low},<{high}",
+         "installed": tested_state(distribution, (low, high))[0] or "-"}
+        for name, state in sorted(host().installed.items())
+        for distribution, (low, high) in state.adapter.tested.items()
+    ]  # fmt: skip
+    kernel = [
+        {"adapter": "(kernel)", "distribution": entry.name, "tested": "-", "installed": entry.value}
+        for entry in importlib.metadata.entry_points(group="aios_kernel")
+    ]
+    broken = [
+        {"adapter": name, "distribution": "-", "tested": "-", "installed": f"broken: {error.message}"}
+        for name, error in host().broken.items()
+    ]
+    if json:
+        show_json(rows + kernel + broken)
+    else:
+        show_table(
+            "", ("ADAPTER", "DISTRIBUTION", "TESTED", "INSTALLED"), [[*r.values()] for r in rows + kernel + broken]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `aios doctor`."""
+
+    what: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def doctor(
+    json: Json = False, log: Annotated[bool, typer.Option("--log", help="Also print the kernel's log.")] = False
+) -> None:
+    """Check the installation; every line that is not ok names the command that mends it. Status 1 if one is not."""
+    checks = [*_settings_checks(), *_package_checks(), *_adapter_checks()]
+    if json:
+        show_json([{"what": c.what, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks])
+    else:
+        rows = [
+            ("ok" if c.ok else "FAIL", c.what, c.found, f"fix: {c.fix}" if c.fix and not c.ok else "") for c in checks
+        ]
+        show_table("", ("", "WHAT", "FOUND", ""), rows)
+    if log:
+        _print_log()
+    if not all(check.ok for check in checks):
+        raise SystemExit(1)
+
+
+def _settings_checks() -> list[Check]:
+    version = platform.python_version()
+    checks = [Check("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")]
+    try:
+        config, _ = load_with_origins()
+    except AiosError as error:
+        return [*checks, Check("configuration", False, error.message, error.fix or "")]
+    checks.append(Check("configuration", True, f"data in {home_of(config)}"))
+    fits = len(str(socket_of(config)).encode()) < 104
+    checks.append(Check("socket path", fits, str(socket_of(config)), "set AIOS_HOME to a shorter path"))
+    return [*checks, _kernel_check(config)]
+
+
+def _kernel_check(config: Config) -> Check:
+    try:
+        status = ask(KernelInfo(), KernelStatus)
+    except AiosError as error:
+        absent = "no kernel answers" in error.message
+        found = "none runs (the first decorated agent starts one)" if absent else error.message
+        return Check("kernel", absent, found, error.fix or "aios serve")
+    return Check("kernel", True, f"pid {status.pid}, model {status.model}, policy {status.policy}")
+
+
+_PARTS = {
+    "torch": ("torch", "pip install 'torch>=2.11,<2.14', then pip install 'aios-kernel[torch]'"),
+    "transformers": ("transformers", "pip install 'aios-kernel[torch]'"),
+    "xgrammar": ("xgrammar", "pip install 'aios-kernel[torch]'"),
+    "apsw": ("apsw", "pip install 'aios-kernel[server]'"),
+    "starlette": ("starlette", "pip install 'aios-kernel[server]'"),
+    "chromadb": ("chromadb", "pip install 'aios-kernel[memory]'"),
+    "sentence-transformers": ("sentence_transformers", "pip install 'aios-kernel[memory]'"),
+}
+
+
+def _package_checks() -> list[Check]:
+    checks: list[Check] = []
+    for distribution, (module, fix) in _PARTS.items():
+        found = importlib.util.find_spec(module) is not None
+        version = importlib.metadata.version(distribution) if found else "missing (needed where the kernel runs)"
+        checks.append(Check(distribution, found, version, fix))
+    return checks
+
+
+def _adapter_checks() -> list[Check]:
+    checks = [Check(f"plugin {name}", False, error.message, error.fix or "") for name, error in host().broken.items()]
+    for name, state in sorted(host().installed.items()):
+        checks.extend(_version_check(name, dist, tested) for dist, tested in state.adapter.tested.items())
+        checks.extend(_hook_check(name, module) for module in state.adapter.hooks)
+    return checks
+
+
+def _version_check(name: str, distribution: str, tested: tuple[str, str]) -> Check:
+    version, inside = tested_state(distribution, tested)
+    pin = f"{distribution}>={tested[0]},<{tested[1]}"
+    found = f"{version} (tested {pin.removeprefix(distribution)})" if version else "not installed"
+    return Check(f"{name}: {distribution}", inside, found, f"pip install '{pin}'")
+
+
+def _hook_check(name: str, module: str) -> Check:
+    """Import the framework's module, so that its hooks are put in for real."""
+    importing: Callable[[str], object] = importlib.import_module
+    try:
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            return Check(f"{name}: {module}", True, "not installed")
+        importing(module)
+    except Exception as error:  # noqa: BLE001 - a framework may fail to import in any way; the doctor says so
+        return Check(f"{name}: {module}", False, f"{type(error).__name__}: {error}"[:200], f"reinstall {name}")
+    error = host().installed[name].error
+    return Check(
+        f"{name}: {module}", error is None, "hooked" if error is None else error.message, (error and error.fix) or ""
+    )
+
+
+def _print_log() -> None:
+    config, _ = load_with_origins()
+    path = home_of(config) / "run" / "kernel.log"
+    typer.echo(path.read_text(errors="replace") if path.is_file() else f"no log at {path}")
