@@ -1,0 +1,24 @@
+#!/bin/sh
+# Make MetaGPT's environment: adapters/metagpt/setup.sh [FOLDER] (default .venv-metagpt beside the checkout's .venv).
+#
+# MetaGPT 0.8.2 pins a lancedb that is no longer published, so that pip cannot install it; uv can, because it takes an
+# override for one package. The pins collide with every other framework: hence an environment of its own.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+venv=${1:-$root/.venv-metagpt}
+python=${PYTHON:-python3.11}
+overrides=$(mktemp)
+trap 'rm -f "$overrides"' EXIT
+
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+    echo "error: MetaGPT needs Python 3.11, and $python is another version" >&2
+    echo "fix: PYTHON=/path/to/python3.11 $0" >&2
+    exit 1
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet uv
+echo lancedb >"$overrides"
+"$venv/bin/python" -m uv pip install --python "$venv/bin/python" --override "$overrides" metagpt==0.8.2 \
+    pytest pytest-asyncio pytest-timeout -e "$root/kernel" -e "$root" -e "$root/adapters/metagpt"
+echo "MetaGPT's environment is ready: $venv"

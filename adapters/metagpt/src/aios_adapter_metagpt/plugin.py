@@ -1,0 +1,1 @@
+"""The plugin: which versions and which modules of MetaGPT are hooked."""
