@@ -1,0 +1,120 @@
+"""Chat Completions: writing the answer, whole or as chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aios_kernel.errors import AiosError
+from aios_kernel.openai_wire._tally import chat_usage, token_logprobs
+from aios_kernel.openai_wire.chat_request import read_chat_request
+from aios_kernel.openai_wire.error_reply import error_object
+from aios_kernel.openai_wire.exchange import event, fresh_id
+from aios_kernel.syscalls import LlmDelta, LlmResult, ToolCall
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class ChatExchange:
+    """A Chat Completions request and its answer; see `Exchange`.
+
+    Until the result says which model served, chunks carry the name that was asked for.
+    """
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        """Read the request. Raises InvalidRequest, or Unsupported for a field that is not served."""
+        request = read_chat_request(body)
+        self.call = request.call
+        self._include_usage = request.include_usage
+        self._id = fresh_id("chatcmpl-")
+        self._created = int(time.time())
+        self._model = self.call.model or ""
+        self._tool_calls = 0
+
+    def reply(self, result: LlmResult) -> dict[str, Any]:
+        """The `chat.completion` object."""
+        reply: dict[str, Any] = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": result.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": _message(result),
+                    "logprobs": self._logprobs(result),
+                    "finish_reason": result.finish_reason,
+                }
+            ],
+            "usage": chat_usage(result.usage),
+        }
+        return reply | _agreement(result)
+
+    def begin(self) -> bytes:
+        """The chunk with the role."""
+        return event(self._chunk({"role": "assistant", "content": "", "refusal": None}))
+
+    def delta(self, delta: LlmDelta) -> bytes:
+        """A chunk of text, then one with the tool calls; nothing for an empty piece."""
+        data = b""
+        if delta.text or delta.logprobs:
+            data += event(self._chunk({"content": delta.text}, logprobs=self._logprobs(delta)))
+        if delta.tool_calls:
+            data += event(self._chunk({"tool_calls": [self._numbered(call) for call in delta.tool_calls]}))
+        return data
+
+    def end(self, result: LlmResult) -> bytes:
+        """The chunk with the finish reason, the usage if it was asked for, and the end mark."""
+        self._model = result.model
+        data = event(self._chunk({}, finish_reason=result.finish_reason) | _agreement(result))
+        if self._include_usage:
+            data += event(self._chunk(None) | {"usage": chat_usage(result.usage)})
+        return data + _DONE
+
+    def fail(self, error: AiosError) -> bytes:
+        """An error where a chunk was due; OpenAI's SDK raises it."""
+        return event({"error": error_object(error)})
+
+    def _chunk(
+        self, delta: dict[str, Any] | None, *, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        chunk: dict[str, Any] = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [] if delta is None else [choice],
+        }
+        return chunk | {"usage": None} if self._include_usage else chunk
+
+    def _numbered(self, call: ToolCall) -> dict[str, Any]:
+        self._tool_calls += 1
+        return {"index": self._tool_calls - 1, **_tool_call(call)}
+
+    def _logprobs(self, piece: LlmResult | LlmDelta) -> dict[str, Any] | None:
+        if not self.call.sampling.logprobs:
+            return None
+        return {"content": token_logprobs(piece.logprobs), "refusal": None}
+
+
+def _message(result: LlmResult) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if result.tool_calls and not result.text else result.text,
+        "refusal": None,
+        "annotations": [],
+    }
+    if result.tool_calls:
+        message["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
+    return message
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _agreement(result: LlmResult) -> dict[str, Any]:
+    """The extension of forced decoding: at how many positions the model would have chosen the same token."""
+    return {} if result.argmax_agreed is None else {"aios_argmax_agreed": result.argmax_agreed}
