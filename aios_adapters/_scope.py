@@ -44,6 +44,17 @@ def current() -> Scope | None:
     return _current.get()
 
 
+def required(what: str) -> Scope:
+    """The scope that is on, for what only an agent can do. Raises InvalidRequest outside of every agent."""
+    scope = _current.get()
+    if scope is None:
+        raise errors.InvalidRequest(
+            f"{what} needs an agent, and none is on here",
+            fix="call it inside a function decorated with @aios.agent (and do not set AIOS_KERNEL=off)",
+        )
+    return scope
+
+
 @contextlib.contextmanager
 def suspended() -> Generator[None]:
     """No scope is on inside: originals that an adapter calls on purpose are not rerouted again.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aios_adapters import _kernel
-from aios_kernel.client import Client, connect
+from aios_kernel.client import Client, connect, stop_in_process
 from aios_kernel.config import Config, load
 from aios_kernel.syscalls import KernelPs, KernelTrace, ProgramInfo, Programs, Span, Trace
 
@@ -49,8 +49,6 @@ class KernelHandle:
 @pytest.fixture
 def fake_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[KernelHandle, None, None]:
     """A kernel with the fake engine; decorated agents of this test use it without further settings."""
-    from aios_kernel.server.inprocess import stop_in_process
-
     settings = {
         "KERNEL": "inprocess",
         "HOME": str(tmp_path / "aios"),

@@ -238,12 +238,12 @@ class Kernel:
         assert isinstance(open_call.call, LlmChat)
         if update.delta is not None and open_call.call.stream:
             open_call.show(update.delta)
-        if isinstance(generation.ended, LlmResult):
-            open_call.usage = generation.ended.usage
-            open_call.finish(generation.ended)
-        elif generation.ended is not None:
+        if update.ended and generation.ended is not None:
             open_call.usage = generation.usage()
-            open_call.fail(generation.ended)
+            if isinstance(generation.ended, LlmResult):
+                open_call.finish(generation.ended)
+            else:
+                open_call.fail(generation.ended)
 
     def _settle(self, open_call: OpenCall) -> None:
         """Take an ended LLM call out of the books; one that ended early is stopped in the engine."""

@@ -3,6 +3,6 @@
 from aios_kernel.client._async import AsyncClient
 from aios_kernel.client._blocking import Client
 from aios_kernel.client._connection import Connection
-from aios_kernel.client._launch import connect, kernel_command, kernel_input
+from aios_kernel.client._launch import connect, kernel_command, kernel_input, stop_in_process
 
-__all__ = ["AsyncClient", "Client", "Connection", "connect", "kernel_command", "kernel_input"]
+__all__ = ["AsyncClient", "Client", "Connection", "connect", "kernel_command", "kernel_input", "stop_in_process"]

@@ -75,6 +75,13 @@ def _in_process(config: Config, client: str) -> Connection:
     return connect_in_process(config, client)
 
 
+def stop_in_process(config: Config) -> None:
+    """End this process's own kernel for the configured data directory, if it runs."""
+    from aios_kernel.server.inprocess import stop_in_process as stop
+
+    stop(config)
+
+
 def _start_and_join(config: Config, client: str) -> Connection:
     log = home_of(config) / "run" / "kernel.log"
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

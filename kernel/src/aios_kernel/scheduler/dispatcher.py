@@ -34,6 +34,8 @@ class Update:
     generation: Generation
     delta: LlmDelta | None = None
     preempted: bool = False
+    ended: bool = False
+    """The last update of this generation; `generation.ended` says how."""
 
 
 Deliver: TypeAlias = Callable[[list[Update]], None]
@@ -250,7 +252,7 @@ class Dispatcher:
         if generation.ended is not None:
             self._release(held)
         if delta is not None or generation.ended is not None:
-            self._updates.append(Update(generation, delta))
+            self._updates.append(Update(generation, delta, ended=generation.ended is not None))
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
@@ -267,7 +269,7 @@ class Dispatcher:
             if held.generation.id in self._held:
                 held.generation.fail(error)
                 self._release(held)
-                self._updates.append(Update(held.generation))
+                self._updates.append(Update(held.generation, ended=True))
 
     def _relieve(self, batch: list[Held]) -> None:
         """The pool was fuller than the plan knew: swap the newest out, or end it when it is alone."""
