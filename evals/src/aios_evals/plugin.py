@@ -1,1 +1,52 @@
-"""Adds `aios bench` to the command line."""
+"""Adds `aios bench` to the command line. What a bench needs is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aios_adapters.hookspecs import hookimpl
+from aios_kernel.errors import InvalidRequest
+
+bench = typer.Typer(help="Measure: each bench prints a table, or JSON with --json.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Full = Annotated[bool, typer.Option("--full", help="The long version.")]
+
+
+@hookimpl
+def aios_commands(app: Any) -> None:
+    """Add the benches."""
+    app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def syscalls(json: Json = False, full: Full = False) -> None:
+    """What an LLM syscall costs without the model's own time, beside a bare echo."""
+    from aios_evals import report
+    from aios_evals.syscalls import run
+
+    report.emit("syscalls", run(seconds=10.0 if full else 2.0), json=json)
+
+
+@bench.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A result written with --json.")],
+    after: Annotated[Path, typer.Argument(help="Another result of the same bench.")],
+    json: Json = False,
+    fail_above: Annotated[str | None, typer.Option(help="Fail when a figure got worse by more, such as 5%.")] = None,
+) -> None:
+    """Compare two results figure by figure."""
+    from aios_evals import report
+    from aios_evals.compare import compare as compared
+    from aios_evals.compare import worst
+
+    try:
+        limit = float(fail_above.rstrip("%")) if fail_above else None
+        changes = compared(report.load_report(before), report.load_report(after))
+    except ValueError as error:
+        raise InvalidRequest(str(error), fix="aios bench compare --help") from error
+    report.emit("compare", changes, json=json)
+    if limit is not None and worst(changes) > limit:
+        raise SystemExit(1)
