@@ -91,10 +91,15 @@ class Scope:
         self.options = options
         self.parent = parent
         self.program = uuid.uuid4().hex[:16]
+        self.framework = options.framework
+        """The adapter that made the scope's first call, when the options name none."""
         self._link = link
         self._children: dict[str, Scope] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
+        self._lock = threading.RLock()
         self._spawned_on: object | None = None
+        self._holds = 0
+        self._over = False
         self._closed = False
 
     @property
@@ -123,10 +128,41 @@ class Scope:
         finally:
             _current.reset(token)
 
+    def hold(self) -> Callable[[], None]:
+        """Keep the program running after its function has returned, until what this gives back is called.
+
+        For what a framework leaves running in the background (a workflow's task, a stream that is read later).
+        """
+        release_parent = self.parent.hold() if self.parent is not None else None
+        with self._lock:
+            self._holds += 1
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            with self._lock:
+                if not held:
+                    return
+                held = False
+                self._holds -= 1
+                due = self._over and not self._holds
+            if due:
+                self.close()
+            if release_parent is not None:
+                release_parent()
+
+        return release
+
     def close(self, error: BaseException | None = None) -> None:
-        """End the program and its children; the kernel frees what they hold."""
+        """End the program and its children; the kernel frees what they hold.
+
+        A program that something still holds ends when the last hold is released, unless an error ends it.
+        """
         with self._lock:
             if self._closed:
+                return
+            if error is None and self._holds:
+                self._over = True
                 return
             self._closed = True
             children = list(self._children.values())
@@ -213,9 +249,13 @@ class Scope:
             self._link.client().post(ToolEnd(grant=grant.grant, ok=False, error=text), program=self.program)
 
     def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
-        return self._link.prepare(self.agent, self.options.framework, call, stream=stream)
+        return self._link.prepare(self.agent, self.framework, call, stream=stream)
 
     def _ensure_spawned(self) -> None:
+        if self._closed:
+            raise errors.Cancelled(
+                "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
+            )
         connection = self._link.connect()
         if self._spawned_on is connection:
             return
@@ -224,10 +264,6 @@ class Scope:
         with self._lock:
             if self._spawned_on is connection:
                 return
-            if self._closed:
-                raise errors.Cancelled(
-                    "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
-                )
             self._link.client().post(self._spawn(), program=self.program)
             self._spawned_on = connection
 
@@ -244,7 +280,7 @@ class Scope:
         return AgentSpawn(
             program=self.program,
             agent=self.agent,
-            framework=self.options.framework,
+            framework=self.framework,
             priority=self.options.priority,
             group=self.options.group,
             parent=self.parent.program if self.parent else None,

@@ -174,9 +174,15 @@ def _close_when_done(scope: Scope, _future: object) -> None:
 
 
 async def step_coroutine(coroutine: Awaitable[Any], scope: Scope, new: bool) -> Any:
-    """Await inside the scope."""
-    with closing(scope, new), scope.on():
-        return await coroutine
+    """Await inside the scope; what comes out to be iterated or awaited later stays in it."""
+    try:
+        with scope.on():
+            result = await coroutine
+    except BaseException as error:
+        if new:
+            scope.close(error)
+        raise
+    return _continued(result, scope, new)
 
 
 def step_generator(source: Generator[Any, Any, Any], scope: Scope, new: bool) -> Generator[Any, Any, Any]:

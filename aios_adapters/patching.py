@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
-from aios_adapters._scope import current
+from aios_adapters._scope import Scope, current
 from aios_kernel.errors import AdapterError
 
 Wrapper: TypeAlias = Callable[..., Any]
 """`wrapper(scope, original, self, *args, **kwargs)`; of the same kind of function as the method it replaces
 (for a coroutine function a coroutine function, for an async generator an async generator, ...)."""
 
+_Entered: TypeAlias = Callable[[], Scope | None]
 _MISSING = object()
 
 
@@ -34,7 +35,7 @@ class Patcher:
         original = inspect.getattr_static(owner, name, _MISSING)
         if original is _MISSING:
             raise self._moved(owner, name)
-        self.replace(owner, name, rerouted(original, wrapper))
+        self.replace(owner, name, rerouted(original, wrapper, self.adapter))
 
     def leaves(self, base: type, wrappers: Mapping[str, Wrapper], *, late: str = "__init_subclass__") -> None:
         """Reroute the named methods on `base` and on every subclass that defines them, present and future.
@@ -68,7 +69,7 @@ class Patcher:
             original = vars(cls).get(name, _MISSING)
             if original is _MISSING or getattr(original, "__isabstractmethod__", False) or _is_ours(original):
                 continue
-            self.replace(cls, name, rerouted(original, wrapper))
+            self.replace(cls, name, rerouted(original, wrapper, self.adapter))
 
     def _watch(self, base: type, wrappers: Mapping[str, Wrapper], late: str) -> None:
         before = vars(base).get(late, _MISSING)
@@ -90,11 +91,21 @@ class Patcher:
         )
 
 
-def rerouted(original: Any, wrapper: Wrapper) -> Any:
-    """`original` outside a scope, `wrapper(scope, original, ...)` inside one."""
+def rerouted(original: Any, wrapper: Wrapper, framework: str = "") -> Any:
+    """`original` outside a scope, `wrapper(scope, original, ...)` inside one.
+
+    `framework` names a scope that does not know its framework yet.
+    """
     if isinstance(original, staticmethod | classmethod):
-        return type(original)(rerouted(original.__func__, wrapper))
-    patched = _shaped(original, wrapper)
+        return type(original)(rerouted(original.__func__, wrapper, framework))
+
+    def entered() -> Scope | None:
+        scope = current()
+        if scope is not None and not scope.framework:
+            scope.framework = framework
+        return scope
+
+    patched = _shaped(original, wrapper, entered)
     functools.update_wrapper(patched, original)
     patched.__aios_original__ = original
     return patched
@@ -104,24 +115,24 @@ def _is_ours(function: Any) -> bool:
     return hasattr(getattr(function, "__func__", function), "__aios_original__")
 
 
-def _shaped(original: Callable[..., Any], wrapper: Wrapper) -> Any:
+def _shaped(original: Callable[..., Any], wrapper: Wrapper, entered: _Entered) -> Any:
     if inspect.isasyncgenfunction(original):
-        return _async_generator(original, wrapper)
+        return _async_generator(original, wrapper, entered)
     if inspect.iscoroutinefunction(original):
-        return _coroutine(original, wrapper)
+        return _coroutine(original, wrapper, entered)
     if inspect.isgeneratorfunction(original):
-        return _generator(original, wrapper)
+        return _generator(original, wrapper, entered)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
+        scope = entered()
         return original(*args, **kwargs) if scope is None else wrapper(scope, original, *args, **kwargs)
 
     return patched
 
 
-def _coroutine(original: Callable[..., Any], wrapper: Wrapper) -> Any:
+def _coroutine(original: Callable[..., Any], wrapper: Wrapper, entered: _Entered) -> Any:
     async def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
+        scope = entered()
         if scope is None:
             return await original(*args, **kwargs)
         return await wrapper(scope, original, *args, **kwargs)
@@ -129,17 +140,17 @@ def _coroutine(original: Callable[..., Any], wrapper: Wrapper) -> Any:
     return patched
 
 
-def _generator(original: Callable[..., Any], wrapper: Wrapper) -> Any:
+def _generator(original: Callable[..., Any], wrapper: Wrapper, entered: _Entered) -> Any:
     def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
+        scope = entered()
         return (yield from (original(*args, **kwargs) if scope is None else wrapper(scope, original, *args, **kwargs)))
 
     return patched
 
 
-def _async_generator(original: Callable[..., Any], wrapper: Wrapper) -> Any:
+def _async_generator(original: Callable[..., Any], wrapper: Wrapper, entered: _Entered) -> Any:
     async def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
+        scope = entered()
         source = original(*args, **kwargs) if scope is None else wrapper(scope, original, *args, **kwargs)
         async with aclosing(source) as items:
             async for item in items:
