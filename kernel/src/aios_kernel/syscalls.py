@@ -57,7 +57,7 @@ class Sampling(_Message, frozen=True):
     """How to choose tokens; None means the model's own default.
 
     `forced` (evals only) is the answer's text: every token is computed, the given text comes out, and
-    `LlmResult.argmax_agreed` counts the positions where the model's own greedy choice was the same.
+    `LlmResult.argmax` tells the model's own greedy choice at each of its positions.
     """
 
     temperature: float | None = None
@@ -120,7 +120,7 @@ class LlmDelta(_Message, frozen=True, tag="llm.delta"):
 
 
 class LlmResult(_Message, frozen=True, tag="llm.result"):
-    """The whole answer. `text` excludes the tool calls; `argmax_agreed` is set for forced decoding."""
+    """The whole answer. `text` excludes the tool calls; `argmax` (token ids) is set for forced decoding."""
 
     model: str
     text: str = ""
@@ -128,7 +128,7 @@ class LlmResult(_Message, frozen=True, tag="llm.result"):
     finish_reason: FinishReason = "stop"
     usage: Usage = Usage()
     logprobs: list[TokenLogprob] = []
-    argmax_agreed: int | None = None
+    argmax: list[int] = []
 
 
 class Embeddings(_Message, frozen=True, tag="llm.embeddings"):
@@ -207,7 +207,7 @@ class Note(_Message, frozen=True, tag="memory.note"):
 
 
 class MemoryAdd(_Message, frozen=True, tag="memory.add"):
-    """Remember a text; gives the `Note`. `namespace` None means the caller's own, `agent/<name>`.
+    """Remember a text; gives the `Note`. `namespace` None means the caller's own, `agent/<name>`; `group` its group's.
 
     With `id` an existing note of that id in the namespace is replaced. `embed=False` keeps a row that is found by id
     and metadata only (chat buffers, key-value stores).

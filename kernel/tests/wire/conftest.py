@@ -78,7 +78,7 @@ def answers(draw: st.DrawFn) -> LlmResult:
         finish_reason=draw(st.sampled_from(["stop", "length", "tool_calls"])),
         usage=draw(USAGES),
         logprobs=draw(st.lists(LOGPROBS, max_size=3)),
-        argmax_agreed=draw(st.none() | st.integers(0, 5)),
+        argmax=draw(st.lists(st.integers(0, 5), max_size=3)),
     )
 
 

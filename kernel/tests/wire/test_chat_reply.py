@@ -122,7 +122,7 @@ def test_logprobs_are_told_only_when_asked_and_are_json() -> None:
 
 
 def test_agreement_of_forced_decoding_is_told() -> None:
-    assert exchange(aios_forced="x").reply(LlmResult("m", "x", argmax_agreed=4))["aios_argmax_agreed"] == 4
+    assert exchange(aios_forced="x").reply(LlmResult("m", "x", argmax=[4]))["aios_argmax"] == [4]
 
 
 def test_an_error_in_the_middle_is_an_error_event() -> None:

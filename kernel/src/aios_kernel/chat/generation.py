@@ -82,7 +82,7 @@ class Generation:
     text: list[str] = field(default_factory=list[str])
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    agreed: int = 0
+    argmax: list[int] = field(default_factory=list[int])
     stops: StopFilter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,8 @@ class Generation:
         token = output.token
         assert token is not None
         self.generated += 1
-        self._compare(output)
+        if self.order.sampling.forced and output.argmax is not None:
+            self.argmax.append(output.argmax)
         if token in self.codec.end_tokens:
             return self._end("stop")
         logprobs = self._logprob(output)
@@ -112,10 +113,6 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         return Usage(prompt_tokens=len(self.order.prompt), cached_tokens=self.cached, completion_tokens=self.generated)
-
-    def _compare(self, output: StepOutput) -> None:
-        if self.order.sampling.forced and self.generated <= len(self.order.sampling.forced):
-            self.agreed += output.argmax == output.token
 
     def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
         if not self.order.logprobs or output.logprob is None or output.token is None:
@@ -150,7 +147,7 @@ class Generation:
             finish_reason="tool_calls" if self.tool_calls and reason == "stop" else reason,
             usage=self.usage(),
             logprobs=self.logprobs,
-            argmax_agreed=self.agreed if self.order.sampling.forced else None,
+            argmax=self.argmax,
         )
 
 

@@ -7,6 +7,7 @@ server-sent events. Fields are read, or accepted without effect (`CHAT_INERT`, `
 from aios_kernel.openai_wire.chat_reply import ChatExchange
 from aios_kernel.openai_wire.chat_request import CHAT_INERT
 from aios_kernel.openai_wire.embeddings import EmbeddingsExchange
+from aios_kernel.openai_wire.endpoints import EMBEDDINGS_PATH, EXCHANGES, MODELS_PATH
 from aios_kernel.openai_wire.error_reply import ErrorReply, error_object, error_reply, status_of
 from aios_kernel.openai_wire.exchange import Exchange
 from aios_kernel.openai_wire.models import model_list, model_named
@@ -16,6 +17,9 @@ from aios_kernel.openai_wire.responses_request import RESPONSES_INERT
 
 __all__ = [
     "CHAT_INERT",
+    "EMBEDDINGS_PATH",
+    "EXCHANGES",
+    "MODELS_PATH",
     "RESPONSES_INERT",
     "ChatExchange",
     "EmbeddingsExchange",

@@ -117,4 +117,4 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 def _agreement(result: LlmResult) -> dict[str, Any]:
     """The extension of forced decoding: at how many positions the model would have chosen the same token."""
-    return {} if result.argmax_agreed is None else {"aios_argmax_agreed": result.argmax_agreed}
+    return {"aios_argmax": result.argmax} if result.argmax else {}

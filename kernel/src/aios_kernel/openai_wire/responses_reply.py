@@ -67,8 +67,8 @@ class ResponsesExchange:
         response["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
         response["completed_at"] = None if cut else int(time.time())
         response["usage"] = responses_usage(result.usage)
-        if result.argmax_agreed is not None:
-            response["aios_argmax_agreed"] = result.argmax_agreed
+        if result.argmax:
+            response["aios_argmax"] = result.argmax
         return response
 
     def _response(self, status: str, model: str, output: list[dict[str, Any]]) -> dict[str, Any]:
