@@ -6,11 +6,27 @@ import aios_adapters as aios
 def main(): ...
 """
 
+from aios_adapters import memory, workflow
 from aios_adapters._agent import agent, running
 from aios_adapters._scope import Scope, current
+from aios_adapters.messages import areceive, asend, await_end, receive, send, wait
 from aios_adapters.plugins import host
 
-__all__ = ["Scope", "agent", "current", "host", "running"]
+__all__ = [
+    "Scope",
+    "agent",
+    "areceive",
+    "asend",
+    "await_end",
+    "current",
+    "host",
+    "memory",
+    "receive",
+    "running",
+    "send",
+    "wait",
+    "workflow",
+]
 
 # The order of imports must not matter: frameworks imported later are hooked as they arrive.
 host().activate()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 from aios_adapters import _steps
-from aios_adapters._kernel import link_for
+from aios_adapters._kernel import KernelLink, link_for
 from aios_adapters._scope import AgentOptions, MemoryMode, Scope, current
 from aios_adapters.plugins import host
 from aios_kernel.config import Config, load
@@ -77,9 +77,13 @@ def agent(
 class Runner:
     """Opens a scope for every run of one agent; calls inside a run of the same agent belong to that run."""
 
-    def __init__(self, options: AgentOptions, kernel: str | None) -> None:
+    def __init__(
+        self, options: AgentOptions, kernel: str | None, adopt: Callable[[KernelLink], Scope] | None = None
+    ) -> None:
+        """`adopt` gives the parent of a scope that has none in this process."""
         self.options = options
         self._kernel = kernel
+        self._adopt = adopt
 
     def begin(self) -> tuple[Scope | None, bool]:
         """The scope for a call that starts now, and whether it is new (and so must be closed). None: kernel is off."""
@@ -92,7 +96,10 @@ class Runner:
         plugins = host()
         plugins.activate()
         plugins.check()
-        return Scope(self.options, link_for(config, plugins), outer), True
+        link = link_for(config, plugins)
+        if outer is None and self._adopt is not None:
+            outer = self._adopt(link)
+        return Scope(self.options, link, outer), True
 
     def _config(self) -> Config:
         return load({"kernel": self._kernel})

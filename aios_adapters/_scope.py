@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -101,6 +101,11 @@ class Scope:
         self._holds = 0
         self._over = False
         self._closed = False
+
+    @property
+    def link(self) -> KernelLink:
+        """The link to the kernel, with the configuration it was made from."""
+        return self._link
 
     @property
     def agent(self) -> str:
@@ -194,13 +199,13 @@ class Scope:
         """Ask the model; cancelling the task stops the generation."""
         return await self.acall(self._prepared(call), LlmResult, timeout_s=timeout_s)
 
-    def stream(self, call: LlmChat, *, timeout_s: float | None = None) -> Iterator[LlmDelta | LlmResult]:
+    def stream(self, call: LlmChat, *, timeout_s: float | None = None) -> Generator[LlmDelta | LlmResult]:
         """Ask the model and yield `LlmDelta`s, at last the `LlmResult`; closing the generator stops the model."""
         self._ensure_spawned()
         prepared = self._prepared(call, stream=True)
         yield from self._link.client().stream(prepared, program=self.program, timeout_s=timeout_s)
 
-    async def astream(self, call: LlmChat, *, timeout_s: float | None = None) -> AsyncIterator[LlmDelta | LlmResult]:
+    async def astream(self, call: LlmChat, *, timeout_s: float | None = None) -> AsyncGenerator[LlmDelta | LlmResult]:
         """Like `stream`, for asyncio."""
         await self._aensure_spawned()
         prepared = self._prepared(call, stream=True)

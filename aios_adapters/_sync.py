@@ -59,6 +59,8 @@ async def in_thread(run: Callable[[], T]) -> T:
         settled: tuple[T | None, BaseException | None]
         try:
             settled = (context.run(run), None)
+        except StopIteration as error:  # a future cannot carry it
+            settled = (None, RuntimeError(f"StopIteration: {error}"))
         except BaseException as error:  # noqa: BLE001 - belongs to whoever awaits
             settled = (None, error)
         with contextlib.suppress(RuntimeError):  # the loop was closed; whoever awaited has gone with it

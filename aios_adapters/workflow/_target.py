@@ -24,7 +24,9 @@ class Target:
         self.function = function
         parameters = inspect.signature(function).parameters.values()
         self.open = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        named = [p for p in parameters if p.kind not in {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}]
+        named = [
+            p for p in parameters if p.kind not in {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+        ]
         for parameter in named:
             if parameter.kind not in _KEYWORD:
                 raise InvalidRequest(

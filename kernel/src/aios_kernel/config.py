@@ -121,7 +121,7 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     return {}, {}
 
 
-_NOT_SETTINGS = {"data", "passthrough"}
+_NOT_SETTINGS = {"data", "parent", "passthrough"}
 """`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
 
 

@@ -121,6 +121,8 @@ class Kernel:
             return
         if isinstance(answer, Coroutine):
             open_call.task = self._in_background(self._finish(open_call, answer))
+            # A task that is cancelled before its first step never begins to await this.
+            open_call.task.add_done_callback(lambda _: answer.close())
         elif answer is not None:
             open_call.finish(answer)
 

@@ -1,7 +1,7 @@
 """The `memory.*`, `storage.*` and `access.*` syscalls: whose space, who may, then the manager.
 
-A space is `agent/<name>` or `group/<name>` and what is below. An agent of a framework inside another (`team/calc`) acts
-with the rights of the outermost one, whose name comes first.
+A space is `agent/<name>` or `group/<name>` and what is below; plain `group` is the caller's own group's. An agent of a
+framework inside another (`team/calc`) acts with the rights of the outermost one, whose name comes first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SpaceService:
 
     def _space(self, program: Program, named: str | None, right: Right) -> str:
         """The space that a call is about, once the caller may use it; None means the caller's own."""
-        space = named or f"agent/{program.agent}"
+        space = f"group/{program.group}" if named == "group" else named or f"agent/{program.agent}"
         self._access.check(program.principal, root_of(program), program.group, space, right)
         return space
 
