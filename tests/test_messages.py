@@ -62,7 +62,7 @@ def test_receive_gives_up_in_time(fake_kernel: KernelHandle) -> None:
 
 
 def test_outside_of_an_agent_the_error_says_what_to_do() -> None:
-    with pytest.raises(errors.InvalidRequest, match="@aios.agent"):
+    with pytest.raises(errors.InvalidRequest, match=r"@aios\.agent"):
         aios.send("bob", "hello")
     with pytest.raises(errors.InvalidRequest, match=r"memory\.search needs an agent"):
         aios.memory.search("anything")

@@ -251,7 +251,7 @@ def test_without_a_kernel_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         order().run(item="kiwi_7")
 
 
-# --- steps of other processes -------------------------------------------------------------------------------------------
+# --- steps of other processes ---------------------------------------------------------------------------------------
 
 
 def shouting(tmp_path: Path, price: float, worker: str = WORKER) -> Workflow:
@@ -281,7 +281,7 @@ def test_a_step_in_a_process_of_its_own(fake_kernel: KernelHandle, tmp_path: Pat
 
 
 def test_a_remote_step_that_raises(fake_kernel: KernelHandle, tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match='step "shout" .* ValueError: negative'):
+    with pytest.raises(StepFailed, match=r'step "shout" .* ValueError: negative'):
         shouting(tmp_path, -1.0).run(loud=True)
 
 
@@ -309,9 +309,8 @@ aios.workflow.serve(lambda price, loud: time.sleep(60), "shout")
     flow = shouting(tmp_path, 1.0, worker)
 
     @flow.step()
-    async def bad() -> None:
-        while not any(row.agent == "loud/shout" for row in fake_kernel.ps()):
-            await asyncio.sleep(0.01)
+    def bad() -> None:
+        fake_kernel.wait_for(lambda: any(row.agent == "loud/shout" for row in fake_kernel.ps()))
         raise ValueError("enough")
 
     with pytest.raises(StepFailed, match="enough"):
