@@ -149,9 +149,7 @@ def test_a_failing_step_ends_the_run_and_says_which(fake_kernel: KernelHandle) -
         await aios.areceive(topic="never sent")
 
     began = time.monotonic()
-    with pytest.raises(
-        StepFailed, match='step "bad" of the workflow "broken" failed .* ValueError: no such item'
-    ) as info:
+    with pytest.raises(StepFailed, match=r'"bad" of the workflow "broken" failed .* ValueError: no such item') as info:
         flow.run()
     assert time.monotonic() - began < 5
     assert isinstance(info.value.__cause__, ValueError)
