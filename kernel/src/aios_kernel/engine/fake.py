@@ -241,7 +241,7 @@ class FakeEngine:
 
     def step(self, plan: Sequence[tuple[FakeContext, int]]) -> list[StepOutput]:
         """Advance every context of the plan."""
-        if sum(self.kv_need(context, tokens) for context, tokens in plan) > self.kv_free():
+        if sum(self.kv_need(context, min(tokens, context.pending)) for context, tokens in plan) > self.kv_free():
             raise KvExhausted
         return [self._advance(context, min(tokens, context.pending)) for context, tokens in plan]
 

@@ -1,0 +1,282 @@
+"""The engine contract, for every engine as far as its capabilities say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from aios_kernel.engine.fake import fake_model
+from aios_kernel.engine.protocol import Context, Engine, KvExhausted, SamplingParams
+
+GREEDY = SamplingParams()
+ENGINES = ["torch", "fake"]
+
+
+@pytest.fixture(params=ENGINES)
+def make(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    def build(kv_tokens: int = 1024) -> Engine:
+        return make_engine(kv_tokens=kv_tokens) if request.param == "torch" else fake_engine(kv_tokens)
+
+    return build
+
+
+def fake_engine(kv_tokens: int) -> Engine:
+    """The fake engine, with enough words for the prompts of these tests, none of which holds a reply."""
+    model = fake_model(kv_tokens=kv_tokens)
+    model.codec.encode(" ".join(f"word{number}" for number in range(250)))
+    return model.engine
+
+
+def finish(engine: Engine, context: Context, n_tokens: int) -> list[int]:
+    out: list[int] = []
+    while len(out) < n_tokens:
+        (output,) = engine.step([(context, 64)])
+        assert output.error is None
+        out += [output.token] if output.token is not None else []
+    return out
+
+
+def state(engine: Engine, *contexts: Context) -> Any:
+    return engine.kv_free(), [(list(c.tokens), c.computed, c.cached) for c in contexts]
+
+
+def test_capabilities_are_sizes_of_whole_blocks(make: Any) -> None:
+    engine = make(1000)
+    caps = engine.capabilities
+    assert caps.step_control
+    assert caps.kv_tokens == engine.kv_free()
+    assert caps.kv_tokens % caps.block_size == 0 or engine.name == "fake"
+
+
+def test_a_prompt_emits_once_it_is_computed(make: Any, prompt: Any) -> None:
+    engine = make()
+    context = engine.open(prompt(40), sampling=GREEDY)
+    assert context.pending == 40
+    (first,) = engine.step([(context, 25)])
+    assert (first.computed, first.token, context.pending) == (25, None, 15)
+    (second,) = engine.step([(context, 1000)])
+    assert (second.computed, context.pending) == (15, 1)
+    assert context.tokens[-1] == second.token
+    (third,) = engine.step([(context, 1)])
+    assert (third.computed, len(context.tokens)) == (1, 42)
+
+
+def test_outputs_are_in_the_order_of_the_plan(make: Any, prompt: Any) -> None:
+    engine = make()
+    contexts = [engine.open(prompt(length), sampling=GREEDY) for length in (30, 1, 17)]
+    outputs = engine.step([(context, 1000) for context in contexts])
+    assert [output.context for output in outputs] == contexts
+    assert [output.computed for output in outputs] == [30, 1, 17]
+
+
+def test_need_is_what_a_step_takes(make: Any, prompt: Any) -> None:
+    engine = make()
+    context = engine.open(prompt(70), sampling=GREEDY)
+    for n_tokens in (5, 11, 1, 30, 23, 1, 1):
+        before, need = engine.kv_free(), engine.kv_need(context, n_tokens)
+        engine.step([(context, n_tokens)])
+        assert before - engine.kv_free() == need
+
+
+def test_release_gives_everything_back(make: Any, prompt: Any) -> None:
+    engine = make()
+    free = engine.kv_free()
+    contexts = [engine.open(prompt(length), sampling=GREEDY) for length in (5, 50, 100)]
+    for context in contexts:
+        finish(engine, context, 20)
+        engine.release(context)
+        engine.release(context)  # twice does no harm
+    assert engine.kv_free() == free
+
+
+def test_exhaustion_changes_nothing(make: Any, prompt: Any) -> None:
+    engine = make(128)
+    small, large = engine.open(prompt(60), sampling=GREEDY), engine.open(prompt(120, seed=1), sampling=GREEDY)
+    finish(engine, small, 3)
+    before = state(engine, small, large)
+    with pytest.raises(KvExhausted):
+        engine.step([(small, 1), (large, 120)])
+    assert state(engine, small, large) == before
+    engine.step([(large, 64)])
+    engine.release(small)
+    assert finish(engine, large, 1)
+
+
+def test_forced_tokens_come_out_and_the_own_choice_is_reported(make: Any, prompt: Any) -> None:
+    engine = make()
+    forced = (3, 1, 4, 1, 5)
+    context = engine.open(prompt(10), sampling=SamplingParams(forced=forced))
+    tokens, choices = [], []
+    while len(tokens) < len(forced):
+        (output,) = engine.step([(context, 64)])
+        tokens.append(output.token)
+        choices.append(output.argmax)
+    assert tuple(tokens) == forced
+    assert all(choice is not None for choice in choices)
+
+
+def test_snapshot_frees_and_restore_continues(make: Any, prompt: Any) -> None:
+    engine = make()
+    if not engine.capabilities.snapshot:
+        pytest.skip("no snapshots")
+    free = engine.kv_free()
+    straight = engine.open(prompt(40), sampling=GREEDY)
+    expected = finish(engine, straight, 12)
+    engine.release(straight)
+    context = engine.open(prompt(40), sampling=GREEDY)
+    begun = finish(engine, context, 5)
+    snapshot = engine.snapshot(context)
+    assert engine.kv_free() == free
+    assert (len(snapshot.tokens), snapshot.computed) == (45, 44)
+    assert snapshot.fingerprint == engine.fingerprint
+    context = engine.restore(snapshot)
+    assert begun + finish(engine, context, 7) == expected
+    engine.release(context)
+    assert engine.kv_free() == free
+
+
+def test_restore_refuses_a_stranger_and_a_full_pool(make: Any, prompt: Any) -> None:
+    engine = make(128)
+    if not engine.capabilities.snapshot:
+        pytest.skip("no snapshots")
+    context = engine.open(prompt(60), sampling=GREEDY)
+    finish(engine, context, 2)
+    snapshot = engine.snapshot(context)
+    other = engine.open(prompt(100, seed=1), sampling=GREEDY)
+    finish(engine, other, 2)
+    before = state(engine, other)
+    with pytest.raises(KvExhausted):
+        engine.restore(snapshot)
+    assert state(engine, other) == before
+    engine.release(other)
+    assert finish(engine, engine.restore(snapshot), 1)
+    snapshot.fingerprint = "another engine"
+    with pytest.raises(ValueError, match="another engine"):
+        engine.restore(snapshot)
+
+
+def test_fork_is_independent(make: Any, prompt: Any) -> None:
+    engine = make()
+    if not engine.capabilities.fork:
+        pytest.skip("no forks")
+    context = engine.open(prompt(21), sampling=GREEDY)
+    finish(engine, context, 3)
+    twin = engine.fork(context)
+    assert (twin.tokens, twin.computed) == (context.tokens, context.computed)
+    expected = finish(engine, context, 20)
+    engine.release(context)
+    assert finish(engine, twin, 20) == expected
+
+
+class Life(RuleBasedStateMachine):
+    """Random opens, steps, appends, forks, snapshots, restores and releases on a small pool."""
+
+    make: Callable[[int], Engine]
+
+    @initialize(seed=st.integers(0, 1 << 20))
+    def begin(self, seed: int) -> None:
+        self.engine = type(self).make(256)
+        self.random = random.Random(seed)
+        self.live: list[Context] = []
+        self.stored: list[Any] = []
+
+    @rule(length=st.integers(1, 90), seed=st.integers(0, 2), salt=st.sampled_from([b"", b"x"]))
+    def open(self, length: int, seed: int, salt: bytes) -> None:
+        tokens = [number * (seed + 1) % 190 for number in range(length)]
+        self.live.append(self.engine.open(tokens, sampling=SamplingParams(temperature=0.5, seed=seed), salt=salt))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(self.live), unique_by=id, min_size=1, max_size=4))
+        plan = [(context, data.draw(st.integers(1, 40))) for context in chosen]
+        need = sum(self.engine.kv_need(context, min(n, context.pending)) for context, n in plan)
+        free = self.engine.kv_free()
+        before = [(context.computed, len(context.tokens)) for context, _ in plan]
+        try:
+            outputs = self.engine.step(plan)
+        except KvExhausted:
+            assert need > free
+            assert before == [(context.computed, len(context.tokens)) for context, _ in plan]
+            return
+        assert need <= free
+        assert free - self.engine.kv_free() <= need
+        for output, (context, n_tokens) in zip(outputs, plan, strict=True):
+            assert output.error is None
+            assert 0 <= output.computed <= n_tokens
+            assert (output.token is not None) == (context.pending == 1 and context.tokens[-1] == output.token)
+
+    @precondition(lambda self: self.live)
+    @rule(length=st.integers(1, 30))
+    def append(self, length: int) -> None:
+        self.engine.append(self.random.choice(self.live), list(range(length)))
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def fork(self) -> None:
+        try:
+            self.live.append(self.engine.fork(self.random.choice(self.live)))
+        except KvExhausted:
+            assert self.engine.name == "fake"  # which shares no blocks
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def snapshot(self) -> None:
+        context = self.live.pop(self.random.randrange(len(self.live)))
+        self.stored.append(self.engine.snapshot(context))
+
+    @precondition(lambda self: self.stored)
+    @rule()
+    def restore(self) -> None:
+        snapshot = self.stored.pop(self.random.randrange(len(self.stored)))
+        try:
+            self.live.append(self.engine.restore(snapshot))
+        except KvExhausted:
+            self.stored.append(snapshot)
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def release(self) -> None:
+        self.engine.release(self.live.pop(self.random.randrange(len(self.live))))
+
+    @invariant()
+    def within_the_pool(self) -> None:
+        if hasattr(self, "engine"):
+            assert 0 <= self.engine.kv_free() <= self.engine.capabilities.kv_tokens
+
+    def teardown(self) -> None:
+        if hasattr(self, "engine"):
+            for context in self.live:
+                self.engine.release(context)
+            assert self.engine.kv_free() == self.engine.capabilities.kv_tokens
+
+
+def test_no_block_is_lost_in_a_random_life(make: Any) -> None:
+    engines: list[Engine] = []
+
+    def fresh(kv_tokens: int) -> Engine:
+        # One engine for all lives: what a life leaves behind in the prefix cache meets the next one.
+        if not engines:
+            engines.append(make(kv_tokens))
+        return engines[0]
+
+    machine = type("Machine", (Life,), {"make": staticmethod(fresh)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
