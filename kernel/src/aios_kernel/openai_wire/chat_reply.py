@@ -49,7 +49,7 @@ class ChatExchange:
             ],
             "usage": chat_usage(result.usage),
         }
-        return reply | _agreement(result)
+        return reply | _own_choices(result)
 
     def begin(self) -> bytes:
         """The chunk with the role."""
@@ -67,7 +67,7 @@ class ChatExchange:
     def end(self, result: LlmResult) -> bytes:
         """The chunk with the finish reason, the usage if it was asked for, and the end mark."""
         self._model = result.model
-        data = event(self._chunk({}, finish_reason=result.finish_reason) | _agreement(result))
+        data = event(self._chunk({}, finish_reason=result.finish_reason) | _own_choices(result))
         if self._include_usage:
             data += event(self._chunk(None) | {"usage": chat_usage(result.usage)})
         return data + _DONE
@@ -115,6 +115,6 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _agreement(result: LlmResult) -> dict[str, Any]:
-    """The extension of forced decoding: at how many positions the model would have chosen the same token."""
+def _own_choices(result: LlmResult) -> dict[str, Any]:
+    """The extension of forced decoding: the tokens (ids) that the model itself would have chosen."""
     return {"aios_argmax": result.argmax} if result.argmax else {}
