@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -106,7 +106,7 @@ class ModelCalls:
         if cancellation_token is not None:
             source = _linked_stream(source, cancellation_token)
         started = False
-        async with aclosing(source) as pieces:  # type: ignore[type-var] # an async generator in fact
+        async with aclosing(source) as pieces:
             async for piece in pieces:
                 if not started:
                     started = True
@@ -170,7 +170,7 @@ def _linked(asking: Awaitable[T], token: CancellationToken) -> asyncio.Future[T]
     return future
 
 
-async def _linked_stream(source: AsyncIterator[T], token: CancellationToken) -> AsyncGenerator[T, None]:
+async def _linked_stream(source: AsyncGenerator[T, None], token: CancellationToken) -> AsyncGenerator[T, None]:
     waiting: asyncio.Future[T] | None = None
 
     def cancel() -> None:
@@ -178,7 +178,7 @@ async def _linked_stream(source: AsyncIterator[T], token: CancellationToken) -> 
             waiting.cancel()
 
     token.add_callback(cancel)
-    async with aclosing(source) as pieces:  # type: ignore[type-var] # an async generator in fact
+    async with aclosing(source) as pieces:
         while not token.is_cancelled():
             waiting = asyncio.ensure_future(anext(pieces))
             try:

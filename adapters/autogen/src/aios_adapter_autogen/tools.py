@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import copy
 import functools
+import inspect
 import json
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing
@@ -18,6 +20,7 @@ from typing import Any
 from autogen_core.tools import (
     BaseStreamTool,
     BaseTool,
+    FunctionTool,
     StaticWorkbench,
     TextResultContent,
     ToolResult,
@@ -37,6 +40,7 @@ _granted: contextvars.ContextVar[bool] = contextvars.ContextVar("aios_autogen_gr
 def install(patcher: Patcher) -> None:
     """Hook every tool and workbench, present and future."""
     patcher.leaves(BaseTool, {"run_json": _run_json})
+    patcher.method(FunctionTool, "run", _run_function)
     patcher.leaves(BaseStreamTool, {"run_json_stream": _run_json_stream})
     patcher.leaves(Workbench, {"call_tool": _call_tool})
     patcher.leaves(StreamWorkbench, {"call_tool_stream": _call_tool_stream})
@@ -50,6 +54,16 @@ async def _run_json(
         with _marked(False):
             return await run()
     return await scope.arun_tool(tool.name, _json(args), run, call_id=_argument("call_id", 1, rest, named))
+
+
+async def _run_function(
+    scope: Scope, original: Callable[..., Any], tool: Any, args: Any, *rest: Any, **named: Any
+) -> Any:
+    """A plain function runs in an executor's thread, which knows no context: it takes this one along."""
+    if not inspect.iscoroutinefunction(tool._func):
+        function, tool = tool._func, copy.copy(tool)
+        tool._func = functools.partial(contextvars.copy_context().run, function)
+    return await original(tool, args, *rest, **named)
 
 
 async def _run_json_stream(
