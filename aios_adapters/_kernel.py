@@ -11,7 +11,7 @@ import msgspec
 from aios_adapters.plugins import PluginHost
 from aios_kernel.client import AsyncClient, Client, Connection, connect
 from aios_kernel.config import Config
-from aios_kernel.syscalls import LlmChat
+from aios_kernel.syscalls import LlmChat, LlmResult
 
 
 class KernelLink:
@@ -53,6 +53,11 @@ class KernelLink:
         """Let plugins replace a chat, and mark it for streaming."""
         replaced = self._plugins.hook.aios_llm_request(agent=agent, framework=framework, call=call) or call
         return msgspec.structs.replace(replaced, stream=True) if stream and not replaced.stream else replaced
+
+    def observed(self, agent: str, framework: str, call: LlmChat, result: LlmResult) -> LlmResult:
+        """Show an answer to the plugins."""
+        self._plugins.hook.aios_llm_result(agent=agent, framework=framework, call=call, result=result)
+        return result
 
     def close(self) -> None:
         """Hang up."""

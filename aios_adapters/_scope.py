@@ -193,17 +193,22 @@ class Scope:
 
     def chat(self, call: LlmChat, *, timeout_s: float | None = None) -> LlmResult:
         """Ask the model, blocking."""
-        return self.call(self._prepared(call), LlmResult, timeout_s=timeout_s)
+        prepared = self._prepared(call)
+        return self._observed(prepared, self.call(prepared, LlmResult, timeout_s=timeout_s))
 
     async def achat(self, call: LlmChat, *, timeout_s: float | None = None) -> LlmResult:
         """Ask the model; cancelling the task stops the generation."""
-        return await self.acall(self._prepared(call), LlmResult, timeout_s=timeout_s)
+        prepared = self._prepared(call)
+        return self._observed(prepared, await self.acall(prepared, LlmResult, timeout_s=timeout_s))
 
     def stream(self, call: LlmChat, *, timeout_s: float | None = None) -> Generator[LlmDelta | LlmResult]:
         """Ask the model and yield `LlmDelta`s, at last the `LlmResult`; closing the generator stops the model."""
         self._ensure_spawned()
         prepared = self._prepared(call, stream=True)
-        yield from self._link.client().stream(prepared, program=self.program, timeout_s=timeout_s)
+        source = self._link.client().stream(prepared, program=self.program, timeout_s=timeout_s)
+        with contextlib.closing(source) as items:
+            for item in items:
+                yield self._observed(prepared, item) if isinstance(item, LlmResult) else item
 
     async def astream(self, call: LlmChat, *, timeout_s: float | None = None) -> AsyncGenerator[LlmDelta | LlmResult]:
         """Like `stream`, for asyncio."""
@@ -212,7 +217,7 @@ class Scope:
         source = self._link.async_client().stream(prepared, program=self.program, timeout_s=timeout_s)
         async with contextlib.aclosing(source) as items:
             async for item in items:
-                yield item
+                yield self._observed(prepared, item) if isinstance(item, LlmResult) else item
 
     def run_tool(self, name: str, arguments: str, run: Callable[[], T], *, call_id: str | None = None) -> T:
         """Run a tool of the agent's process under a grant: `tool.begin`, `run()`, `tool.end`.
@@ -255,6 +260,9 @@ class Scope:
 
     def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
         return self._link.prepare(self.agent, self.framework, call, stream=stream)
+
+    def _observed(self, call: LlmChat, result: LlmResult) -> LlmResult:
+        return self._link.observed(self.agent, self.options.framework, call, result)
 
     def _ensure_spawned(self) -> None:
         if self._closed:

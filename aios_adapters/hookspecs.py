@@ -8,7 +8,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from aios_adapters.adapter import Adapter
-    from aios_kernel.syscalls import LlmChat
+    from aios_kernel.syscalls import LlmChat, LlmResult
 
 hookspec = pluggy.HookspecMarker("aios_adapters")
 hookimpl = pluggy.HookimplMarker("aios_adapters")
@@ -22,6 +22,11 @@ def aios_adapter() -> Adapter | None:  # type: ignore[empty-body]
 @hookspec(firstresult=True)
 def aios_llm_request(agent: str, framework: str, call: LlmChat) -> LlmChat | None:  # type: ignore[empty-body]
     """Replace a chat before it is sent to the kernel; None leaves it as it is."""
+
+
+@hookspec
+def aios_llm_result(agent: str, framework: str, call: LlmChat, result: LlmResult) -> None:
+    """Look at an answer, with the chat as it was sent; runs in the agent's process, before the agent sees it."""
 
 
 @hookspec

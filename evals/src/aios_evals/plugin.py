@@ -31,6 +31,45 @@ def syscalls(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def speedup(
+    json: Json = False,
+    full: Full = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of the recorded workloads (AIOS_DATA).")] = None,
+    workload: Annotated[list[str] | None, typer.Option(help="tau, mint; again for several.")] = None,
+    framework: Annotated[list[str] | None, typer.Option(help="langchain, autogen, llamaindex, openai.")] = None,
+    agents: Annotated[int, typer.Option(help="Agents at once.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Model calls an agent, about; default 2, with --full 12.")] = None,
+    tool_delay: Annotated[float, typer.Option(help="Seconds a recorded tool takes.")] = 0.2,
+    server: Annotated[str | None, typer.Option(help="Also measure this OpenAI-compatible server.")] = None,
+) -> None:
+    """The same agents with and without the kernel, on recorded work: makespan, completion, tokens, exactness."""
+    from aios_evals import report
+    from aios_evals.speedup.frameworks import walks
+    from aios_evals.speedup.run import Plan, run
+    from aios_evals.workloads.load import NAMES, data_folder
+    from aios_kernel.config import home_of, load
+
+    plan = Plan(
+        data=data_folder(data),
+        workloads=_known(workload, NAMES),
+        frameworks=_known(framework, tuple(walks())),
+        agents=agents,
+        steps=steps or (12 if full else 2),
+        tool_delay_s=tool_delay,
+        models=home_of(load()) / "models",
+        server=server,
+    )
+    report.emit("speedup", run(plan), json=json)
+
+
+def _known(asked: list[str] | None, names: tuple[str, ...]) -> list[str]:
+    for name in asked or ():
+        if name not in names:
+            raise InvalidRequest(f'"{name}" is not known', fix=f"choose from: {', '.join(names)}")
+    return asked or [*names]
+
+
+@bench.command()
 def compare(
     before: Annotated[Path, typer.Argument(help="A result written with --json.")],
     after: Annotated[Path, typer.Argument(help="Another result of the same bench.")],

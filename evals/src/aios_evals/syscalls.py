@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -61,9 +60,11 @@ def run(seconds: float = 2.0, clients: Sequence[int] = CLIENTS) -> list[dict[str
 async def _run(home: Path, seconds: float, clients: Sequence[int]) -> list[dict[str, float | int]]:
     config = Config(home=str(home / "kernel"), model="fake", embedder="hash", vectors="exact", grace_s=1.0)
     connection = await asyncio.to_thread(connect, config, client="bench")
-    echo = subprocess.Popen([sys.executable, "-m", "aios_evals.echo", str(home / "echo.sock")], stdout=subprocess.PIPE)
+    echo = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "aios_evals.echo", str(home / "echo.sock"), stdout=asyncio.subprocess.PIPE
+    )
     assert echo.stdout is not None
-    await asyncio.to_thread(echo.stdout.readline)
+    await echo.stdout.readline()
     rows: list[dict[str, float | int]] = []
     try:
         for count in clients:
@@ -74,8 +75,7 @@ async def _run(home: Path, seconds: float, clients: Sequence[int]) -> list[dict[
     finally:
         connection.close()
         echo.terminate()
-        echo.wait()
-        echo.stdout.close()
+        await echo.wait()
     return rows
 
 

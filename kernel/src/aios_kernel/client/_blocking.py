@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from aios_kernel.client._connection import Connection, raised
 from aios_kernel.syscalls import Delta, Done, Failed, KernelFrame, LlmChat, LlmDelta, LlmResult, Result, Syscall
@@ -17,26 +18,28 @@ class Client:
 
     def call(self, call: Syscall, *, program: str | None = None, timeout_s: float | None = None) -> Result:
         """Run a syscall to its end; raises the AiosError that it failed with."""
-        for frame in self._frames(call, program, timeout_s):
-            if isinstance(frame, Done):
-                return frame.result
+        with contextlib.closing(self._frames(call, program, timeout_s)) as frames:
+            for frame in frames:
+                if isinstance(frame, Done):
+                    return frame.result
         raise AssertionError("a request ended without an end frame")
 
     def stream(
         self, call: LlmChat, *, program: str | None = None, timeout_s: float | None = None
-    ) -> Iterator[LlmDelta | LlmResult]:
+    ) -> Generator[LlmDelta | LlmResult]:
         """Yield the deltas of a streamed chat and at last its `LlmResult`. Leaving early cancels the rest."""
-        for frame in self._frames(call, program, timeout_s):
-            if isinstance(frame, Delta):
-                yield frame.delta
-            elif isinstance(frame, Done) and isinstance(frame.result, LlmResult):
-                yield frame.result
+        with contextlib.closing(self._frames(call, program, timeout_s)) as frames:
+            for frame in frames:
+                if isinstance(frame, Delta):
+                    yield frame.delta
+                elif isinstance(frame, Done) and isinstance(frame.result, LlmResult):
+                    yield frame.result
 
     def post(self, call: Syscall, *, program: str | None = None) -> None:
         """Send a syscall and do not wait for its end (its error, if any, is in the kernel's trace)."""
         self.connection.submit(call, _Nowhere(), program=program, timeout_s=None)
 
-    def _frames(self, call: Syscall, program: str | None, timeout_s: float | None) -> Iterator[KernelFrame]:
+    def _frames(self, call: Syscall, program: str | None, timeout_s: float | None) -> Generator[KernelFrame]:
         inbox = _Inbox()
         number = self.connection.submit(call, inbox, program=program, timeout_s=timeout_s)
         ended = False
