@@ -1,0 +1,1 @@
+"""LangChain and LangGraph on the kernel. See `plugin` for what is hooked."""

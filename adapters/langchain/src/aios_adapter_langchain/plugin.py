@@ -1,0 +1,58 @@
+"""The plugin: which modules of LangChain and LangGraph are hooked, once they are imported. Imports nothing of them."""
+
+from __future__ import annotations
+
+from aios_adapters.adapter import Adapter
+from aios_adapters.hookspecs import hookimpl
+from aios_adapters.patching import Patcher
+
+
+@hookimpl
+def aios_adapter() -> Adapter:
+    """The adapter of LangChain and LangGraph."""
+    return Adapter(
+        name="langchain",
+        tested={
+            "langchain": ("1.4", "1.5"),
+            "langchain-core": ("1.7", "1.8"),
+            "langchain-openai": ("1.7", "1.8"),
+            "langgraph": ("1.2", "1.3"),
+        },
+        hooks={
+            "langchain_core.language_models.chat_models": _chat_models,
+            "langchain_core.language_models.llms": _completion_models,
+            "langchain_core.tools.base": _tools,
+            "langgraph.checkpoint.base": _checkpoints,
+            "langgraph.store.base": _stores,
+        },
+    )
+
+
+def _chat_models(patcher: Patcher) -> None:
+    from aios_adapter_langchain import chat_models
+
+    chat_models.install(patcher)
+
+
+def _completion_models(patcher: Patcher) -> None:
+    from aios_adapter_langchain import completion_models
+
+    completion_models.install(patcher)
+
+
+def _tools(patcher: Patcher) -> None:
+    from aios_adapter_langchain import tools
+
+    tools.install(patcher)
+
+
+def _checkpoints(patcher: Patcher) -> None:
+    from aios_adapter_langchain import checkpoints
+
+    checkpoints.install(patcher)
+
+
+def _stores(patcher: Patcher) -> None:
+    from aios_adapter_langchain import stores
+
+    stores.install(patcher)

@@ -1,0 +1,150 @@
+"""Tools: every `BaseTool.run` and `arun` passes the kernel once, at the moment when the tool's own code would run.
+
+`run` is LangChain's part (callbacks, checking the arguments, `handle_tool_error`) and stays as it is; it only notes
+which call is on. `_run` and `_arun` are the tool's own code: they run under the kernel's grant. So a refusal takes the
+road of any `ToolException`, and what the tool itself raises is untouched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from langchain_core.messages import ToolMessage
+from langchain_core.tools.base import BaseTool, ToolException
+
+from aios_adapter_langchain.identity import caller
+from aios_adapters import Scope
+from aios_adapters.patching import Patcher
+from aios_kernel.errors import AccessDenied, AiosError, ToolError, ToolTimeout
+
+
+class ToolDenied(AccessDenied, ToolException):
+    """The kernel refused the tool."""
+
+
+class ToolFailed(ToolError, ToolException):
+    """The kernel could not let the tool run."""
+
+
+class ToolOverdue(ToolTimeout, ToolException):
+    """The tool did not end within its limit."""
+
+
+class _Call:
+    """One call of a tool, from `run` to `_run`."""
+
+    __slots__ = ("arguments", "id", "refusal", "tool")
+
+    def __init__(self, tool: BaseTool, tool_input: Any, id: str | None) -> None:
+        self.tool = tool
+        self.arguments = _arguments(tool, tool_input)
+        self.id = id
+        self.refusal: AiosError | None = None
+
+    def refused(self, error: AiosError) -> AiosError:
+        """The kernel's refusal as LangChain's tool error."""
+        kind = ToolDenied if isinstance(error, AccessDenied) else ToolFailed
+        kind = ToolOverdue if isinstance(error, ToolTimeout) else kind
+        self.refusal = kind(error.message, agent=error.agent, syscall=error.syscall, fix=error.fix)
+        return self.refusal
+
+    def answer(self, error: AiosError) -> ToolMessage:
+        """What the model is told about a refusal that nobody handled. Raises it for a call that no model made."""
+        if error is not self.refusal or self.id is None:
+            raise error
+        return ToolMessage(str(error), name=self.tool.name, tool_call_id=self.id, status="error")
+
+
+_on: ContextVar[_Call | None] = ContextVar("aios_langchain_tool", default=None)
+
+
+def install(patcher: Patcher) -> None:
+    """Hook the tools' outer and inner methods."""
+    wrappers = {"run": _run_outer, "arun": _arun_outer, "_run": _run_inner, "_arun": _arun_inner}
+    patcher.leaves(BaseTool, wrappers, late="__pydantic_init_subclass__")
+
+
+def _run_outer(
+    scope: Scope, original: Callable[..., Any], tool: BaseTool, tool_input: Any, *args: Any, **kw: Any
+) -> Any:
+    call = _Call(tool, tool_input, kw.get("tool_call_id"))
+    token = _on.set(call)
+    try:
+        return original(tool, tool_input, *args, **kw)
+    except (ToolDenied, ToolFailed, ToolOverdue) as error:
+        return call.answer(error)
+    finally:
+        _on.reset(token)
+
+
+async def _arun_outer(
+    scope: Scope, original: Callable[..., Any], tool: BaseTool, tool_input: Any, *args: Any, **kw: Any
+) -> Any:
+    call = _Call(tool, tool_input, kw.get("tool_call_id"))
+    token = _on.set(call)
+    try:
+        return await original(tool, tool_input, *args, **kw)
+    except (ToolDenied, ToolFailed, ToolOverdue) as error:
+        return call.answer(error)
+    finally:
+        _on.reset(token)
+
+
+def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, *args: Any, **kwargs: Any) -> Any:
+    call = _on.get()
+    if call is None or call.tool is not tool:  # the second half of a call that has its grant, or no call at all
+        return original(tool, *args, **kwargs)
+    own: list[BaseException] = []
+
+    def run() -> Any:
+        try:
+            return original(tool, *args, **kwargs)
+        except BaseException as error:
+            own.append(error)
+            raise
+
+    token = _on.set(None)
+    try:
+        return caller(scope).run_tool(tool.name, call.arguments, run, call_id=call.id)
+    except (AccessDenied, ToolError) as error:
+        if error in own:
+            raise
+        raise call.refused(error) from error
+    finally:
+        _on.reset(token)
+
+
+async def _arun_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, *args: Any, **kwargs: Any) -> Any:
+    call = _on.get()
+    if call is None or call.tool is not tool:
+        return await original(tool, *args, **kwargs)
+    own: list[BaseException] = []
+
+    async def run() -> Any:
+        try:
+            return await original(tool, *args, **kwargs)
+        except BaseException as error:
+            own.append(error)
+            raise
+
+    token = _on.set(None)
+    try:
+        return await caller(scope).arun_tool(tool.name, call.arguments, run, call_id=call.id)
+    except (AccessDenied, ToolError) as error:
+        if error in own:
+            raise
+        raise call.refused(error) from error
+    finally:
+        _on.reset(token)
+
+
+def _arguments(tool: Any, tool_input: Any) -> str:
+    """The call's arguments as JSON, without what LangGraph injects; a bare text under LangChain's name for it."""
+    shown = tool._filter_injected_args(tool_input) if isinstance(tool_input, dict) else {"__arg1": tool_input}
+    try:
+        return json.dumps(shown, default=str)
+    except (TypeError, ValueError):  # keys that are no strings, cycles: the tool may take them all the same
+        return json.dumps({"__arg1": str(tool_input)})
