@@ -19,6 +19,19 @@ Full = Annotated[bool, typer.Option("--full", help="The long version.")]
 def aios_commands(app: Any) -> None:
     """Add the benches."""
     app.add_typer(bench, name="bench")
+    app.command()(demo)
+
+
+def demo(
+    agents: Annotated[int, typer.Option(help="Agents of each framework.")] = 3,
+    trace: Annotated[Path, typer.Option(help="Where the trace goes.")] = Path("runs/demo-trace.json"),
+    baseline: Annotated[bool, typer.Option(help="Also run them without the kernel.")] = True,
+) -> None:
+    """Agents of four frameworks at once on the demo model, then the same agents without the kernel."""
+    from aios_evals.demo.run import demo as run_demo
+
+    if not run_demo(agents, trace, baseline=baseline):
+        raise SystemExit(1)
 
 
 @bench.command()

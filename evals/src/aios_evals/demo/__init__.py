@@ -1,0 +1,1 @@
+"""`aios demo`: agents of four frameworks at once on the demo model, with the kernel and without."""
