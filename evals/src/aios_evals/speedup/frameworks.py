@@ -94,7 +94,8 @@ async def llamaindex(run: Trajectory, tools: Tools, endpoint: Endpoint | None) -
     context = Context(agent)
     texts: list[str] = []
     for turn in run.turns:
-        answer = await agent.run(user_msg=turn.user, ctx=context)
+        # The form of the framework's own documentation, which its overloads call deprecated.
+        answer = await agent.run(user_msg=turn.user, ctx=context)  # pyright: ignore[reportDeprecated]
         texts.append(str(answer.response.content or ""))
     return texts
 
