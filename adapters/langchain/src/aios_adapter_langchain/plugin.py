@@ -22,6 +22,7 @@ def aios_adapter() -> Adapter:
             "langchain_core.language_models.chat_models": _chat_models,
             "langchain_core.language_models.llms": _completion_models,
             "langchain_core.tools.base": _tools,
+            "langchain_openai.chat_models.base": _keyless,
             "langgraph.checkpoint.base": _checkpoints,
             "langgraph.store.base": _stores,
         },
@@ -44,6 +45,12 @@ def _tools(patcher: Patcher) -> None:
     from aios_adapter_langchain import tools
 
     tools.install(patcher)
+
+
+def _keyless(patcher: Patcher) -> None:
+    from aios_adapter_langchain import keyless
+
+    keyless.install(patcher)
 
 
 def _checkpoints(patcher: Patcher) -> None:

@@ -18,6 +18,7 @@ from langgraph.store.memory import InMemoryStore
 from aios_adapter_langchain.item_notes import item_of, note_id, note_of, prefix_filter, texts_of
 from aios_adapter_langchain.places import numbered
 from aios_adapter_langchain.plans import Plan
+from aios_adapters._scope import suspended
 from aios_kernel.errors import NotFound
 from aios_kernel.syscalls import Count, MemoryAdd, MemoryDelete, MemoryGet, MemorySearch, Note, Notes
 
@@ -40,7 +41,8 @@ class StoreCopy:
         for op in ops:
             yield from self._refresh(store, op)
         plain = [_all_candidates(op) if _ranked(store, op) else op for op in ops]
-        results: list[Any] = _without_index(store).batch(plain)
+        with suspended():
+            results: list[Any] = _without_index(store).batch(plain)
         for place, op in enumerate(ops):
             if _ranked(store, op):
                 results[place] = yield from self._nearest(store, op, results[place])

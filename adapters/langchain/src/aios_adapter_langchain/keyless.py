@@ -1,0 +1,29 @@
+"""ChatOpenAI without a key: it can be built (the OpenAI SDK's adapter sees to that), and says at its first call outside
+of an agent what is missing. Its own message there would blame an asynchronous key.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from aios_adapters.patching import Patcher
+
+
+def install(patcher: Patcher) -> None:
+    """Replace the check before blocking calls. Raises AdapterError when it has moved."""
+    import openai
+    from langchain_openai.chat_models.base import BaseChatOpenAI
+
+    original = BaseChatOpenAI._ensure_sync_client_available  # pyright: ignore[reportPrivateUsage]
+
+    @functools.wraps(original)
+    def check(model: Any) -> None:
+        if model.client is None and model.openai_api_key is None:
+            raise openai.OpenAIError(
+                "The api_key client option must be set either by passing api_key to the client or by setting the "
+                "OPENAI_API_KEY environment variable (inside a function decorated with @aios.agent none is needed)"
+            )
+        original(model)
+
+    patcher.replace(BaseChatOpenAI, "_ensure_sync_client_available", check)
