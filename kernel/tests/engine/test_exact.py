@@ -34,6 +34,31 @@ def test_prefill_joins_running_decodes(driver: Any, oracle: Any, prompt: Prompt)
     oracle.check(prompt(90), answer)
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_long_decode_of_a_steady_batch(driver: Any, oracle: Any, prompt: Prompt, budget: int) -> None:
+    """Longer than the room in the gathered KV that a steady batch keeps; once without memory for it."""
+    driver.engine._dense._budget = budget
+    prompts = [prompt(length) for length in (20, 30, 33)]
+    contexts = [driver.open(tokens) for tokens in prompts]
+    answers = driver.answers(contexts, [100, 90, 100])
+    for tokens, answer in zip(prompts, answers, strict=True):
+        oracle.check(tokens, answer)
+
+
+def test_members_of_a_batch_come_and_go(driver: Any, oracle: Any, prompt: Prompt) -> None:
+    prompts = [prompt(20 + number, number) for number in range(4)]
+    contexts = [driver.open(tokens) for tokens in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for present in ([0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2], [0, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [3, 1]):
+        rows = [contexts[row] for row in present]
+        for row, got in zip(present, driver.answers(rows, [3] * len(rows)), strict=True):
+            answers[row] += got
+        if present == [0, 2]:
+            contexts[0] = driver.engine.restore(driver.engine.snapshot(contexts[0]))
+    for tokens, answer in zip(prompts, answers, strict=True):
+        oracle.check(tokens, answer)
+
+
 def test_prefix_hit_of_prompt_and_generated_tokens(driver: Any, oracle: Any, prompt: Prompt) -> None:
     first = driver.open(prompt(50))
     answer = driver.answer(first, 30)

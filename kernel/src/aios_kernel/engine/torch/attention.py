@@ -67,7 +67,7 @@ def paged_attention(
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
     )
-    parts = [attend.group(query, group) for group in layout.groups]
+    parts = [attend.group(query, key, value, group) for group in layout.groups]
     parts += [attend.chunk(query, key, value, chunk) for chunk in layout.chunks]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
@@ -84,11 +84,11 @@ class _Attend:
         self.window = window
         self.softcap = softcap
 
-    def group(self, query: Tensor, group: DecodeGroup) -> Tensor:
+    def group(self, query: Tensor, key: Tensor, value: Tensor, group: DecodeGroup) -> Tensor:
         """One token each of several contexts: [rows, heads, dim]."""
         rows = group.high - group.low
         q = query[0, :, group.low : group.high].transpose(0, 1)
-        k, v = self.memory.gather(self.layer, group.blocks, rows)
+        k, v = group.fetch(self.memory, self.layer, key, value)
         mask = group.mask(self.window, q.dtype)
         if _grouped_heads(q):
             out = self._attention(q[:, :, None], k, v, mask=mask)

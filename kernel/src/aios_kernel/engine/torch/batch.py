@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.layout import Chunk, Layout, decode_groups
 from aios_kernel.engine.torch.prefix import BLOCK
 
@@ -47,9 +48,13 @@ class Batch:
     """The works whose logits are wanted, in the order of `rows`."""
 
 
-def pack(works: Sequence[Work], device: torch.device) -> Batch:
-    """Lay out the works, each with at least one token: single tokens first, the longest context leading."""
+def pack(works: Sequence[Work], cache: DenseCache, device: torch.device) -> Batch:
+    """Lay out the works, each with at least one token: single tokens first, the longest context leading.
+
+    `cache` gives the gathered KV of contexts that decoded together in the last step already.
+    """
     single = sorted((work for work in works if work.n_tokens == 1), key=lambda work: -work.context.n_blocks)
+    cache.begin()
     chunks = [work for work in works if work.n_tokens > 1]
     ids = [work.context.tokens[work.context.computed] for work in single]
     positions = [np.array([work.context.computed for work in single], dtype=np.int64)]
@@ -65,8 +70,7 @@ def pack(works: Sequence[Work], device: torch.device) -> Batch:
         positions.append(span)
         slots.append(context.table[span // BLOCK] * BLOCK + span % BLOCK)
         laid_out.append(Chunk(low, len(ids), context.computed, _tensor(context.table.copy(), device)))
-    tables = [work.context.table for work in single]
-    groups = decode_groups(tables, [work.length for work in single], device)
+    groups = decode_groups([work.context for work in single], [work.length for work in single], cache, device)
     emitting = [work for work in [*single, *chunks] if work.finishes]
     return Batch(
         ids=torch.tensor(ids, device=device),

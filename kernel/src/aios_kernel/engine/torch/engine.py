@@ -20,6 +20,7 @@ from aios_kernel.engine.protocol import (
 from aios_kernel.engine.torch.batch import Work, pack
 from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.prefix import BLOCK, root_key
@@ -64,6 +65,7 @@ class TorchEngine:
         n_blocks = pool_blocks(runner.shapes, runner.dtype, runner.device, kv_tokens)
         self._memory = KvMemory(runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device)
         self._pool = BlockPool(n_blocks)
+        self._dense = DenseCache(sum(shape.width for shape in runner.shapes) * runner.dtype.itemsize)
         self.capabilities = Capabilities(
             step_control=True,
             fork=True,
@@ -186,6 +188,7 @@ class TorchEngine:
         """Drop the model and the pool; contexts that are still open are void."""
         self._pool = BlockPool(2)
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
+        self._dense.clear()
         del self._runner
 
     def _reattach(self, snapshot: TorchSnapshot) -> set[int]:
@@ -209,6 +212,7 @@ class TorchEngine:
             with torch.inference_mode():
                 choices = self._compute([work for work in works if work.n_tokens])
         except BaseException:
+            self._dense.clear()
             reservation.undo()
             raise
         return [self._settle(work, choices.get(id(work))) for work in works]
@@ -217,7 +221,7 @@ class TorchEngine:
         """Run the forward; give the choices of the works that emit, by the work's identity."""
         if not works:
             return {}
-        batch = pack(works, self._runner.device)
+        batch = pack(works, self._dense, self._runner.device)
         logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
         if not batch.emitting:
             return {}

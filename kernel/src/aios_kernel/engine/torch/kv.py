@@ -40,6 +40,7 @@ class KvMemory:
         slots = n_blocks * BLOCK
         self.keys = [_zeros((slots, s.heads, s.key_dim), dtype, device) for s in shapes]
         self.values = [_zeros((slots, s.heads, s.value_dim), dtype, device) for s in shapes]
+        self._scratch = [torch.empty(0, dtype=dtype, device=device) for _ in range(2)]
 
     def put(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Write new tokens of a layer to their slots; `key` and `value` have shape [1, heads, tokens, dim]."""
@@ -47,8 +48,20 @@ class KvMemory:
         self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1))
 
     def gather(self, layer: int, blocks: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Keys and values in `blocks`, shared out to `rows` contexts: [rows, heads, slots, dim] each."""
-        return _gather(self.keys[layer], blocks, rows), _gather(self.values[layer], blocks, rows)
+        """Keys and values in `blocks`, shared out to `rows` contexts: [rows, heads, slots, dim] each.
+
+        They lie in scratch memory (touching fresh pages costs more than the copy itself) until the next call.
+        """
+        keys, values = self._gather(self.keys[layer], blocks, 0), self._gather(self.values[layer], blocks, 1)
+        return _rows(keys, rows), _rows(values, rows)
+
+    def copy_out(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values in `blocks` that the caller may keep: [slots, heads, dim] each."""
+        keys, values = self.keys[layer], self.values[layer]
+        return (
+            self._by_block(keys).index_select(0, blocks).view(-1, *keys.shape[1:]),
+            self._by_block(values).index_select(0, blocks).view(-1, *values.shape[1:]),
+        )
 
     def read(self, blocks: Sequence[int]) -> list[Tensor]:
         """Copy blocks of every layer to the host: keys and values in turn, each [len(blocks), 16, heads, dim]."""
@@ -82,13 +95,20 @@ class KvMemory:
     def _pools(self) -> list[Tensor]:
         return [pool for pair in zip(self.keys, self.values, strict=True) for pool in pair]
 
+    def _gather(self, pool: Tensor, blocks: Tensor, which: int) -> Tensor:
+        size = len(blocks) * BLOCK * pool.shape[1] * pool.shape[2]
+        if len(self._scratch[which]) < size:
+            self._scratch[which] = torch.empty(size, dtype=pool.dtype, device=pool.device)
+        out = self._scratch[which][:size].view(len(blocks), BLOCK, *pool.shape[1:])
+        torch.index_select(self._by_block(pool), 0, blocks, out=out)
+        return out.view(-1, *pool.shape[1:])
+
     def _by_block(self, pool: Tensor) -> Tensor:
         return pool.view(self.n_blocks, BLOCK, *pool.shape[1:])
 
 
-def _gather(pool: Tensor, blocks: Tensor, rows: int) -> Tensor:
-    by_block = pool.view(-1, BLOCK, *pool.shape[1:])
-    return by_block.index_select(0, blocks).view(rows, -1, *pool.shape[1:]).transpose(1, 2)
+def _rows(slots: Tensor, rows: int) -> Tensor:
+    return slots.view(rows, -1, *slots.shape[1:]).transpose(1, 2)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

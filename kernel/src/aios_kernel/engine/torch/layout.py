@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from aios_kernel.engine.torch.blocks import PAD_BLOCK
+from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.dense import DenseCache, DenseKv, padded_tables
+from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.prefix import BLOCK
 
 MAX_WASTE = 2
@@ -23,17 +23,33 @@ class DecodeGroup:
 
     low: int
     high: int
-    blocks: Tensor
-    """Block numbers, row after row, padded with the zero block: [(high - low) * columns]."""
     lengths: Tensor
     """KV length of each row, its new token included."""
+    blocks: Tensor
+    """Block numbers, row after row, padded with the zero block: [(high - low) * columns]; unused with `dense`."""
+    dense: DenseKv | None = None
     _masks: dict[int | None, Tensor] = field(default_factory=dict[int | None, Tensor])
+    _at: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """Tokens of KV in a row, padding included."""
+        return self.dense.slots if self.dense else len(self.blocks) // (self.high - self.low) * BLOCK
+
+    def fetch(self, memory: KvMemory, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows, [rows, heads, slots, dim]; `key` and `value` are the packed new ones."""
+        if self.dense is None:
+            return memory.gather(layer, self.blocks, self.high - self.low)
+        if self._at is None:
+            rows = torch.arange(self.high - self.low, device=self.lengths.device)
+            self._at = rows * self.dense.slots + self.lengths - 1
+        new = slice(self.low, self.high)
+        return self.dense.update(memory, layer, self._at, key[0, :, new], value[0, :, new])
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """What the rows may not see, as an additive mask [rows, 1, 1, slots]; kept for the other layers."""
         if window not in self._masks:
-            slots = len(self.blocks) // (self.high - self.low) * BLOCK
-            self._masks[window] = _additive(self.lengths[:, None] - 1, slots, window, dtype)[:, None, None]
+            self._masks[window] = _additive(self.lengths[:, None] - 1, self.slots, window, dtype)[:, None, None]
         return self._masks[window]
 
 
@@ -74,20 +90,19 @@ class Layout:
 
 
 def decode_groups(
-    tables: Sequence[NDArray[np.int64]], lengths: Sequence[int], device: torch.device
+    contexts: Sequence[TorchContext], lengths: Sequence[int], cache: DenseCache, device: torch.device
 ) -> list[DecodeGroup]:
     """Cut contexts, sorted by falling length, into groups that waste little on padding."""
     groups: list[DecodeGroup] = []
     low = 0
-    while low < len(tables):
-        columns, high = len(tables[low]), low + 1
-        while high < len(tables) and len(tables[high]) * MAX_WASTE >= columns:
+    while low < len(contexts):
+        columns, high = contexts[low].n_blocks, low + 1
+        while high < len(contexts) and contexts[high].n_blocks * MAX_WASTE >= columns:
             high += 1
-        padded = np.full((high - low, columns), PAD_BLOCK, dtype=np.int64)
-        for row, table in enumerate(tables[low:high]):
-            padded[row, : len(table)] = table
-        blocks = torch.from_numpy(padded.reshape(-1)).to(device)
-        groups.append(DecodeGroup(low, high, blocks, torch.tensor(lengths[low:high], device=device)))
+        members, their_lengths = contexts[low:high], list(lengths[low:high])
+        dense = cache.find(members, their_lengths, device)
+        blocks = torch.empty(0, dtype=torch.long) if dense else padded_tables(members, columns).to(device)
+        groups.append(DecodeGroup(low, high, torch.tensor(their_lengths, device=device), blocks, dense))
         low = high
     return groups
 

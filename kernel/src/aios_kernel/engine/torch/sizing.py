@@ -13,7 +13,7 @@ from aios_kernel.errors import ConfigError
 
 GIB = 1 << 30
 CPU_CAP_BYTES = 2 * GIB
-"""On the CPU the pool takes at most this much unless `kv_tokens` asks for more."""
+"""On the CPU the pool takes at most this much unless `kv_tokens` asks for more (`dense.BUDGET_BYTES` comes on top)."""
 CPU_SHARE = 0.5
 """Share of the free host memory that the pool may take."""
 CUDA_RESERVE_BYTES = 2 * GIB
