@@ -30,10 +30,11 @@ class _SyncCompletions(_Completions):
         return _whole(exchange, self._scope.chat(exchange.call, timeout_s=self._timeout_s))
 
     def _stream(self, exchange: ChatExchange) -> Generator[ChatCompletionChunk, None, None]:
-        yield from _chunks(exchange.begin())
+        head = exchange.begin()  # told with the first piece: an answer has begun when the model has
         with closing(self._scope.stream(exchange.call, timeout_s=self._timeout_s)) as source:
             for piece in source:
-                yield from _told(exchange, piece)
+                yield from _told(exchange, piece, head)
+                head = b""
 
 
 class _AsyncCompletions(_Completions):
@@ -45,12 +46,12 @@ class _AsyncCompletions(_Completions):
         return _whole(exchange, await self._scope.achat(exchange.call, timeout_s=self._timeout_s))
 
     async def _stream(self, exchange: ChatExchange) -> AsyncGenerator[ChatCompletionChunk, None]:
-        for chunk in _chunks(exchange.begin()):
-            yield chunk
+        head = exchange.begin()
         async with aclosing(self._scope.astream(exchange.call, timeout_s=self._timeout_s)) as source:
             async for piece in source:
-                for chunk in _told(exchange, piece):
+                for chunk in _told(exchange, piece, head):
                     yield chunk
+                head = b""
 
 
 class _SyncChat:
@@ -93,10 +94,13 @@ def _whole(exchange: ChatExchange, result: LlmResult) -> ChatCompletion:
     return ChatCompletion.model_validate(exchange.reply(result))
 
 
-def _told(exchange: ChatExchange, piece: LlmDelta | LlmResult) -> Iterator[ChatCompletionChunk]:
+def _told(exchange: ChatExchange, piece: LlmDelta | LlmResult, head: bytes) -> Iterator[ChatCompletionChunk]:
+    yield from _chunks(head)
     if isinstance(piece, LlmResult):
-        return _ending(exchange, piece)
-    return _chunks(b"".join(exchange.delta(part) for part in _one_call_each(piece)))
+        yield from _ending(exchange, piece)
+    else:
+        for part in _one_call_each(piece):
+            yield from _chunks(exchange.delta(part))
 
 
 def _one_call_each(delta: LlmDelta) -> Iterator[LlmDelta]:
