@@ -66,9 +66,13 @@ class GroupWriter:
             job: called on the writer thread with the connection; may raise an `AiosError`, which undoes it.
             committed: called on the writer thread between the commit and the answer, even if the caller has gone.
         """
+        return await asyncio.wrap_future(self.submit(job, committed=committed))
+
+    def submit(self, job: Job[T], *, committed: Callable[[T], None] | None = None) -> Future[T]:
+        """`run` for callers without an event loop."""
         write = _Write(job, committed)
         self._thread.put(write)
-        return await asyncio.wrap_future(write.future)
+        return write.future
 
     def close(self) -> None:
         """Commit what is queued and close the connection; blocks."""
@@ -168,6 +172,7 @@ class Database:
         self.read = self._reader.run
         self.view = self._reader.view
         self.write = self._writer.run
+        self.submit = self._writer.submit
 
     def close(self) -> None:
         """Commit what is queued and close both connections; blocks."""

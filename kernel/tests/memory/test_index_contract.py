@@ -1,0 +1,176 @@
+"""The vector index contract, over every index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aios_kernel.memory import ChromaIndex, Space, VectorIndex
+
+A, B = Space("u", "agent/a"), Space("u", "agent/b")
+
+
+def vectors(n: int, seed: int = 0, dimensions: int = 32) -> np.ndarray:
+    made = np.random.default_rng(seed).standard_normal((n, dimensions)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def ids(n: int, prefix: str = "n") -> list[str]:
+    return [f"{prefix}{i}" for i in range(n)]
+
+
+@pytest.fixture
+def index(make_index: Callable[[Path, str], VectorIndex], tmp_path: Path) -> Iterator[VectorIndex]:
+    made = make_index(tmp_path, "m")
+    yield made
+    made.close()
+
+
+def test_the_nearest_come_first_with_their_cosine(index: VectorIndex) -> None:
+    stored = vectors(300)
+    index.add(A, ids(300), stored)
+    for query in vectors(10, seed=1):
+        scores = stored @ query
+        best = np.argsort(-scores)[:5]
+        hits = index.search(A, query, 5)
+        assert [hit.id for hit in hits] == [f"n{i}" for i in best]
+        assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist(), abs=1e-5)
+    assert index.search(A, stored[7], 1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_only_allowed_ids_are_found(index: VectorIndex) -> None:
+    stored = vectors(300)
+    index.add(A, ids(300), stored)
+    allowed = [f"n{i}" for i in range(0, 300, 7)]
+    hits = index.search(A, stored[1], 4, allowed)
+    best = sorted(allowed, key=lambda id: -float(stored[int(id[1:])] @ stored[1]))[:4]
+    assert [hit.id for hit in hits] == best
+    assert [hit.id for hit in index.search(A, stored[1], 4, ["n3", "missing"])] == ["n3"]
+    assert index.search(A, stored[1], 4, ["missing"]) == []
+    assert index.search(A, stored[1], 4, []) == []
+    assert len(index.search(A, stored[1], 1000)) == 300
+
+
+def test_an_added_id_replaces_the_old_vector(index: VectorIndex) -> None:
+    stored = vectors(10)
+    index.add(A, ids(10), stored)
+    index.add(A, ["n3"], stored[4:5])
+    assert index.count(A) == 10
+    assert {hit.id for hit in index.search(A, stored[4], 2)} == {"n3", "n4"}
+
+
+def test_deleted_ids_are_gone_and_unknown_ones_no_error(index: VectorIndex) -> None:
+    stored = vectors(10)
+    index.add(A, ids(10), stored)
+    index.delete(A, ["n9", "n0", "n4", "missing"])
+    index.delete(A, ["n4"])
+    index.delete(A, [])
+    index.delete(B, ["n1"])
+    assert index.count(A) == 7
+    assert {hit.id for hit in index.search(A, stored[4], 10)} == {f"n{i}" for i in (1, 2, 3, 5, 6, 7, 8)}
+    index.add(A, ["n4"], stored[4:5])
+    assert index.search(A, stored[4], 1)[0].id == "n4"
+
+
+def test_spaces_are_apart_and_can_be_dropped(index: VectorIndex) -> None:
+    stored = vectors(20)
+    tricky = [A, B, Space("u\0agent/a", ""), Space("v", "agent/a"), Space("u", "agent/a/b")]
+    for number, space in enumerate(tricky):
+        index.add(space, [f"s{number}"], stored[number : number + 1])
+    for number, space in enumerate(tricky):
+        assert [hit.id for hit in index.search(space, stored[0], 10)] == [f"s{number}"]
+    index.drop(A)
+    index.drop(Space("u", "never"))
+    assert [index.count(space) for space in tricky] == [0, 1, 1, 1, 1]
+    assert index.search(A, stored[0], 3) == []
+    index.add(A, ["again"], stored[:1])
+    assert index.count(A) == 1
+
+
+def test_an_unknown_space_is_empty(index: VectorIndex) -> None:
+    assert index.count(A) == 0
+    assert index.search(A, vectors(1)[0], 3) == []
+    assert index.search(A, vectors(1)[0], 3, ["x"]) == []
+
+
+def test_searches_run_while_another_thread_changes_the_index(index: VectorIndex) -> None:
+    stored = vectors(300)
+    index.add(A, ["n0"], stored[:1])
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def change() -> None:
+        try:
+            for start in range(1, 300, 20):
+                index.add(A, [f"n{i}" for i in range(start, min(start + 20, 300))], stored[start : start + 20])
+                index.delete(A, [f"n{start}"])
+        except Exception as error:
+            failures.append(error)
+        finally:
+            done.set()
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    while not done.is_set():
+        assert index.search(A, stored[0], 3)[0].id == "n0"
+        assert index.search(A, stored[0], 3, ["n0"])[0].id == "n0"
+    writer.join()
+    assert failures == []
+    assert index.count(A) == 300 - 15
+
+
+def test_nearly_equal_vectors_are_all_found(tmp_path: Path) -> None:
+    """The case that chroma's graph search gets wrong for about one vector in twenty."""
+    from aios_kernel.memory import HashEmbedder
+
+    names = [f"c0w{i % 4}x{i}" for i in range(1200)]
+    stored = HashEmbedder().embed([f"{name} draft" for name in names])
+    index = ChromaIndex(tmp_path, "m")
+    for start in range(0, 1200, 60):
+        index.add(A, names[start : start + 60], stored[start : start + 60])
+    assert {hit.id for hit in index.search(A, stored[0], 5000)} == set(names)
+    index.close()
+
+
+def test_copies_in_ram_stay_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aios_kernel.memory import chroma
+
+    monkeypatch.setattr(chroma, "_COPIED_LIMIT", 60)
+    index = ChromaIndex(tmp_path, "m", exact_limit=40)
+    stored = vectors(50)
+    spaces = [Space("u", f"agent/{n}") for n in range(5)]
+    for space in spaces:
+        index.add(space, ids(25), stored[:25])
+    for space in [*spaces, *spaces]:
+        assert index.search(space, stored[3], 1)[0].id == "n3"
+        assert len(index._copied) <= 2
+    last = spaces[-1]
+    assert last in index._copied
+    index.add(last, ids(50), stored)
+    assert last not in index._copied
+    assert index.search(last, stored[44], 1)[0].id == "n44"
+    index.delete(last, [f"n{n}" for n in range(30)])
+    assert {hit.id for hit in index.search(last, stored[44], 99)} == {f"n{n}" for n in range(30, 50)}
+    index.close()
+
+
+def test_chroma_keeps_its_vectors_and_drops_another_models(tmp_path: Path) -> None:
+    stored = vectors(50)
+    first = ChromaIndex(tmp_path / "chroma", "m")
+    first.add(A, ids(50), stored)
+    first.close()
+    second = ChromaIndex(tmp_path / "chroma", "m")
+    assert second.count(A) == 50
+    assert second.search(A, stored[7], 1)[0].id == "n7"
+    second.close()
+    other = ChromaIndex(tmp_path / "chroma", "other model")
+    assert other.count(A) == 0
+    other.add(A, ["wide"], vectors(1, dimensions=64))
+    other.close()
+    third = ChromaIndex(tmp_path / "chroma", "m")
+    assert third.count(A) == 0
+    third.close()
