@@ -7,15 +7,21 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 venv=${1:-$root/.venv-metagpt}
-python=${PYTHON:-python3.11}
+python=
+for candidate in "${PYTHON:-python3}" python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
 overrides=$(mktemp)
 trap 'rm -f "$overrides"' EXIT
 
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-    echo "error: MetaGPT needs Python 3.11, and $python is another version" >&2
+if [ -z "$python" ]; then
+    echo "error: MetaGPT needs Python 3.11, and ${PYTHON:-python3} is another version" >&2
     echo "fix: PYTHON=/path/to/python3.11 $0" >&2
     exit 1
-}
+fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet uv
 echo lancedb >"$overrides"

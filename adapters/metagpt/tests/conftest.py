@@ -29,8 +29,13 @@ def _installed() -> bool:
         return False
 
 
-if not _installed():
-    collect_ignore_glob = ["test_*.py"]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip these tests where MetaGPT cannot be: in the environment of the other frameworks."""
+    if _installed():
+        return
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.skip(reason="MetaGPT needs its own environment: make test-metagpt"))
 
 
 @pytest.fixture(scope="session")

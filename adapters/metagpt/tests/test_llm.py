@@ -94,9 +94,7 @@ async def test_a_provider_of_the_users_own_is_caught_too(kernel: KernelHandle, m
         await own.aask("outside, it is on its own")
 
 
-async def test_a_human_stays_a_human(
-    kernel: KernelHandle, metagpt: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_human_stays_a_human(kernel: KernelHandle, metagpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda prompt: "typed")
     assert await in_scope(metagpt.HumanProvider(None).aask, "your turn") == "typed"
     assert await in_scope(metagpt.HumanProvider(None).acompletion_text, []) == ""

@@ -95,8 +95,8 @@ async def test_every_method_keeps_its_meaning(kernel: KernelHandle, carl: Any, m
 async def test_messages_come_back_as_they_were(kernel: KernelHandle, carl: Any, metagpt: Any) -> None:
     from metagpt.actions.action_node import ActionNode
 
-    model = ActionNode.create_model_class("Answer", {"total": (int, ...), "unit": (str, ...)})
-    structured = metagpt.Message("42", instruct_content=model(total=42, unit="pieces"), send_to={"Ann", "Bob"})
+    model = ActionNode.create_model_class("Answer", {"total": (str, ...), "units": (list[str], ...)})
+    structured = metagpt.Message("42", instruct_content=model(total="42", units=["a", "b"]), send_to={"Ann", "Bob"})
     structured.sent_from = "Carl"
 
     async def keep() -> None:
@@ -107,7 +107,7 @@ async def test_messages_come_back_as_they_were(kernel: KernelHandle, carl: Any, 
     await aios.agent(keep, name="desk")()
     one, two = aios.agent(carl().get_memories, name="desk")()
     assert one.model_dump() == structured.model_dump()
-    assert one.instruct_content.model_dump() == {"total": 42, "unit": "pieces"}
+    assert one.instruct_content.model_dump() == {"total": "42", "units": ["a", "b"]}
     assert type(two) is metagpt.AIMessage
     assert (two.content, two.role) == ("plain", "assistant")
 

@@ -95,8 +95,8 @@ async def test_tokens_are_counted_and_no_money_is_spent(kernel: KernelHandle, ca
 
 async def test_cancelling_a_role_stops_the_generation(kernel: KernelHandle, carl: Any) -> None:
     task = asyncio.create_task(aios.agent(carl().run, name="desk")("think 200000"))
-    while not any(row.state == "running" for row in await asyncio.to_thread(kernel.ps)):
-        await asyncio.sleep(0.01)
+    running = lambda: any(row.state == "running" for row in kernel.ps())  # noqa: E731 - asked from a thread
+    assert await asyncio.to_thread(kernel.wait_for, running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -115,7 +115,7 @@ async def test_an_error_of_the_action_stays_what_metagpt_makes_of_it(kernel: Ker
         async def run(self, history: list[Any]) -> str:
             raise ZeroDivisionError("no luck")
 
-    role = metagpt.Role(name="Dan", profile="Daredevil", actions=[Fail])
+    role = metagpt.Role(name="Dan", profile="Daredevil", actions=[Fail()])
     with pytest.raises(Exception, match="ZeroDivisionError: no luck") as info:
         await aios.agent(role.run, name="desk")("go")
     assert type(info.value) is Exception

@@ -11,18 +11,23 @@ import pytest
 
 SHOW = """
 import aios_adapters
-from metagpt.roles import Role
-config = Role(name="Ann").config
+from metagpt.config2 import config
 print("shown:", config.llm.api_key, config.llm.model, config.language)
 """
 OWN = 'llm:\n  api_type: openai\n  api_key: "{key}"\n  model: my-model\nlanguage: German\n'
 
 
 def imported(home: Path) -> str:
+    """The configuration that MetaGPT finds in a home, which is also its working directory."""
     environment = {**os.environ, "HOME": str(home)}
     environment.pop("METAGPT_PROJECT_ROOT", None)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SHOW], cwd=home, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", SHOW],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return next((line for line in done.stdout.splitlines() if line.startswith("shown:")), done.stderr)
 
@@ -33,7 +38,6 @@ def test_no_file_is_needed_and_none_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "config").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", [".metagpt", "config"])
 def test_the_users_file_holds(tmp_path: Path, folder: str) -> None:
     file = tmp_path / folder / "config2.yaml"
@@ -43,7 +47,6 @@ def test_the_users_file_holds(tmp_path: Path, folder: str) -> None:
     assert file.read_text() == OWN.format(key="sk-mine")
 
 
-@pytest.mark.slow
 def test_a_key_that_was_never_filled_in_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / ".metagpt").mkdir()
     (tmp_path / ".metagpt" / "config2.yaml").write_text(OWN.format(key="YOUR_API_KEY"))
