@@ -79,13 +79,13 @@ def _sqlite(home: Path) -> Storage:
     return SqliteStorage(home / "storage.db")
 
 
-def _chroma(home: Path) -> VectorIndex:
-    from aios_kernel.memory.chroma import ChromaIndex
+def _chroma(home: Path, embedder: str) -> VectorIndex:
+    from aios_kernel.memory import ChromaIndex
 
-    return ChromaIndex(home / "chroma")
+    return ChromaIndex(home / "chroma", embedder)
 
 
-def _exact(home: Path) -> VectorIndex:
+def _exact(home: Path, embedder: str) -> VectorIndex:
     from aios_kernel.memory import ExactIndex
 
     return ExactIndex()
@@ -94,7 +94,7 @@ def _exact(home: Path) -> VectorIndex:
 def _sentence_transformers(config: Config) -> Embedder:
     from aios_kernel.memory import SentenceTransformerEmbedder
 
-    return SentenceTransformerEmbedder(None if config.embedder == "auto" else config.embedder)
+    return SentenceTransformerEmbedder(None if config.embedder == "auto" else Path(config.embedder))
 
 
 def _hash(config: Config) -> Embedder:

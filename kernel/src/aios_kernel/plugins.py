@@ -29,7 +29,7 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 PolicyFactory: TypeAlias = "Callable[[Options], Policy]"
 EngineFactory: TypeAlias = "Callable[[Config], LoadedModel]"
 StorageFactory: TypeAlias = "Callable[[Path], Storage]"
-VectorFactory: TypeAlias = "Callable[[Path], VectorIndex]"
+VectorFactory: TypeAlias = "Callable[[Path, str], VectorIndex]"
 EmbedderFactory: TypeAlias = "Callable[[Config], Embedder]"
 F = TypeVar("F")
 
@@ -51,7 +51,7 @@ class Hooks:
 
     @hookspec
     def aios_kernel_vectors(self) -> Mapping[str, VectorFactory]:  # type: ignore[empty-body]
-        """Vector indexes of the memory: a factory takes the data directory."""
+        """Vector indexes of the memory: a factory takes the data directory and the embedder's name."""
 
     @hookspec
     def aios_kernel_embedders(self) -> Mapping[str, EmbedderFactory]:  # type: ignore[empty-body]

@@ -13,7 +13,7 @@ import msgspec
 from aios_kernel import syscalls
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import Program
-from aios_kernel.syscalls import AuditRecords, Ok, Result, Right
+from aios_kernel.syscalls import AuditRecords, Count, Files, Ok, Result, Right
 
 if TYPE_CHECKING:
     from aios_kernel.kernel import Handler
@@ -69,7 +69,7 @@ class SpaceService:
 
     async def _get_note(self, open_call: OpenCall, call: syscalls.MemoryGet) -> Result:
         space = self._space(open_call.program, call.namespace, "read")
-        return await self._memory.get(open_call.program.principal, space, call)
+        return await self._memory.get(open_call.program.principal, space, call.id)
 
     async def _update(self, open_call: OpenCall, call: syscalls.MemoryUpdate) -> Result:
         space = self._space(open_call.program, call.namespace, "write")
@@ -77,7 +77,7 @@ class SpaceService:
 
     async def _delete_note(self, open_call: OpenCall, call: syscalls.MemoryDelete) -> Result:
         space = self._space(open_call.program, call.namespace, "write")
-        return await self._memory.delete(open_call.program.principal, space, call)
+        return Count(count=await self._memory.delete(open_call.program.principal, space, call.id))
 
     # --- storage ----------------------------------------------------------------------------------------------------
 
@@ -91,11 +91,11 @@ class SpaceService:
 
     async def _list(self, open_call: OpenCall, call: syscalls.StorageList) -> Result:
         owner = self._space(open_call.program, call.owner, "read")
-        return await self._storage.list(open_call.program.principal, owner, call.prefix)
+        return Files(files=await self._storage.list(open_call.program.principal, owner, call.prefix))
 
     async def _versions(self, open_call: OpenCall, call: syscalls.StorageVersions) -> Result:
         owner = self._space(open_call.program, call.owner, "read")
-        return await self._storage.versions(open_call.program.principal, owner, call.path)
+        return Files(files=await self._storage.versions(open_call.program.principal, owner, call.path))
 
     async def _rollback(self, open_call: OpenCall, call: syscalls.StorageRollback) -> Result:
         owner = self._space(open_call.program, call.owner, "write")
@@ -103,7 +103,7 @@ class SpaceService:
 
     async def _delete_file(self, open_call: OpenCall, call: syscalls.StorageDelete) -> Result:
         owner = self._space(open_call.program, call.owner, "write")
-        return await self._storage.delete(open_call.program.principal, owner, call.path)
+        return Count(count=await self._storage.delete(open_call.program.principal, owner, call.path))
 
     # --- access -----------------------------------------------------------------------------------------------------
 
