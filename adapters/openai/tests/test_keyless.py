@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_clients_with_a_key_are_untouched() -> None:
     client = OpenAI(api_key="sk-x")
     assert "_prepare_options" not in vars(client)
     assert client.api_key == "sk-x"
+
+
+@pytest.mark.parametrize("client", [OpenAI, AsyncOpenAI, AzureOpenAI, AsyncAzureOpenAI])
+def test_frameworks_still_see_the_arguments(client: Any) -> None:
+    seen = inspect.getfullargspec(client.__init__)
+    assert seen == inspect.getfullargspec(client.__init__.__wrapped__)
+    assert "base_url" in seen.kwonlyargs
 
 
 def test_other_errors_of_the_constructor_stay() -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from aios_kernel.errors import ConfigError
 from aios_kernel.server.http_agents import Caller, HttpAgents
 from aios_kernel.server.http_app import MOST_BODY_BYTES
 from aios_kernel.server.inprocess import InProcessKernel
-from aios_kernel.syscalls import KernelKill, KernelPs, KernelTrace, ProgramInfo, Programs, Span, Trace
+from aios_kernel.syscalls import KernelInfo, KernelKill, KernelPs, KernelTrace, ProgramInfo, Programs, Span, Trace
 
 GUEST_TOKEN = "guest-token"
 TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -68,15 +68,6 @@ class Served:
         assert isinstance(answer, Trace)
         return [span for span in answer.spans if span.agent == agent and span.syscall == "llm.chat"]
 
-    async def outcome(self, agent: str, seconds: float = 5.0) -> str:
-        """How the agent's first chat ended, waiting for it."""
-        ends_at = time.monotonic() + seconds
-        while time.monotonic() < ends_at:
-            if spans := await asyncio.to_thread(self.chats, agent):
-                return spans[0].outcome
-            await asyncio.sleep(0.01)
-        return "still open"
-
     def stop(self) -> None:
         self.connection.close()
         self.running.stop()
@@ -103,6 +94,14 @@ async def http(served: Served) -> AsyncGenerator[httpx.AsyncClient, None]:
     headers = {"authorization": f"Bearer {served.token}"}
     async with httpx.AsyncClient(base_url=served.url, headers=headers) as http:
         yield http
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at
+        await asyncio.sleep(0.01)
 
 
 def user(text: str) -> list[Any]:
@@ -349,21 +348,16 @@ async def test_an_idle_agent_is_finished(served: Served) -> None:
 
     async def ask_and_wait() -> None:
         agents = HttpAgents(kernel, idle_s=0.2)
-        await agents.ask(Caller("me", "sleeper"), _models()).result()
+        await agents.ask(Caller("me", "sleeper"), KernelInfo()).result()
         program = kernel.agents.table.named("sleeper", "me")[0]
-        await asyncio.sleep(0.1)
         assert program.state == "idle"
-        await asyncio.sleep(0.3)
+        await until(lambda: program.state != "idle")
         assert (program.state, program.error) == ("finished", None)
+        assert program.finished_s is not None
+        assert program.finished_s - program.started_s >= 0.2
         agents.close()
 
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask_and_wait(), kernel.loop))
-
-
-def _models() -> Any:
-    from aios_kernel.syscalls import KernelInfo
-
-    return KernelInfo()
 
 
 # --- clients that go away -------------------------------------------------------------------------------------------
@@ -380,13 +374,15 @@ async def test_hanging_up_cancels_the_generation(served: Served, stream: bool) -
         await answer.close()
     else:
         task = asyncio.create_task(call)
-        await asyncio.sleep(0.1)
+        await until(lambda: any(row.agent == agent and row.state == "running" for row in served.ps()))
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
     await client.close()
-    assert await served.outcome(agent) == "cancelled"
-    assert served.chats(agent)[0].completion_tokens < 60_000
+    await until(lambda: bool(served.chats(agent)))
+    (span,) = served.chats(agent)
+    assert span.outcome == "cancelled"
+    assert span.completion_tokens < 60_000
 
 
 async def test_hanging_up_inside_the_body_harms_nobody(served: Served, http: httpx.AsyncClient) -> None:

@@ -47,6 +47,8 @@ def _lenient(construct: Callable[..., None]) -> Callable[..., None]:
                 raise error from None  # it was not about credentials
             _refuse_to_send(client, error)
 
+    # Frameworks ask which arguments there are (AutoGen, by `inspect.getfullargspec`, which does not follow wrappers).
+    __init__.__dict__["__signature__"] = inspect.signature(construct)
     return __init__
 
 
