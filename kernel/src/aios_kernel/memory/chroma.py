@@ -55,6 +55,7 @@ class ChromaIndex:
         self._copies = ExactIndex()
         self._copied: dict[Space, int] = {}  # when each copy was last used, by `_uses`
         self._uses = itertools.count()
+        self._large: set[Space] = set()  # searched by the graph
         self._lock = threading.Lock()
         with self._typed():
             client = chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
@@ -67,6 +68,8 @@ class ChromaIndex:
         """See `VectorIndex.add`."""
         with self._lock, self._typed():
             collection = self._collection(space)
+            if space not in self._copied:
+                self._copy(space, collection)
             for start in range(0, len(ids), _BATCH):
                 part = slice(start, start + _BATCH)
                 collection.upsert(ids=list(ids[part]), embeddings=vectors[part])
@@ -78,17 +81,20 @@ class ChromaIndex:
         """See `VectorIndex.search`."""
         if k < 1 or (allowed is not None and not allowed):
             return []
-        if space in self._copied:  # without the lock, which an `add` may hold for long
-            hits = self._copies.search(space, vector, k, allowed)
-            if space in self._copied:
-                self._copied[space] = next(self._uses)
-                return hits
+        while not (space in self._copied or space in self._large):
+            # An `add` holds the lock for long, but makes the copy first: no need to wait for its end.
+            if self._lock.acquire(timeout=0.01):
+                try:
+                    if not self._open(space):
+                        return []
+                finally:
+                    self._lock.release()
+        hits = self._copies.search(space, vector, k, allowed)
+        if space in self._copied:
+            self._copied[space] = next(self._uses)
+            return hits
         with self._typed():
-            with self._lock:
-                collection = self._known(space)
-                if collection is not None and self._copy(space, collection):
-                    return self._copies.search(space, vector, k, allowed)
-            return [] if collection is None else _query(collection, vector, k, allowed)
+            return _query(self._collections[space], vector, k, allowed)
 
     def delete(self, space: Space, ids: Sequence[str]) -> None:
         """See `VectorIndex.delete`."""
@@ -107,6 +113,7 @@ class ChromaIndex:
                 self._client.delete_collection(self._name(space))
                 del self._collections[space]
                 self._forget_copy(space)
+                self._large.discard(space)
 
     def count(self, space: Space) -> int:
         """See `VectorIndex.count`."""
@@ -148,24 +155,35 @@ class ChromaIndex:
             self._collections[space] = known
         return known
 
-    def _copy(self, space: Space, collection: ChromaCollection) -> bool:
-        """Read the vectors of a space into RAM unless they are too many; False then."""
+    def _open(self, space: Space) -> bool:
+        """Find out how a space is searched; False if it has no collection."""
+        with self._typed():
+            collection = self._known(space)
+            if collection is not None:
+                self._copy(space, collection)
+            return collection is not None
+
+    def _copy(self, space: Space, collection: ChromaCollection) -> None:
+        """Read the vectors of a space into RAM, or note that they are too many."""
         total = collection.count()
         if total > self._exact_limit:
-            return False
+            self._large.add(space)
+            return
         for start in range(0, total, _BATCH):
             page: Any = collection.get(limit=_BATCH, offset=start, include=["embeddings"])
             self._copies.add(space, page["ids"], np.asarray(page["embeddings"], np.float32))
         self._copied[space] = next(self._uses)
+        self._large.discard(space)
         self._bound_copies()
-        return space in self._copied
 
     def _bound_copies(self) -> None:
         """Drop copies that grew too large, and the least recently used while there are too many."""
         sizes = {space: self._copies.count(space) for space in sorted(self._copied, key=self._copied.__getitem__)}
         total = sum(sizes.values())
         for space, size in sizes.items():
-            if size > self._exact_limit or total > _COPIED_LIMIT:
+            if size > self._exact_limit:
+                self._large.add(space)
+            if size > self._exact_limit or (total > _COPIED_LIMIT and len(self._copied) > 1):
                 self._forget_copy(space)
                 total -= size
 
