@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 import pytest
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 from aios_adapters import host
+from aios_adapters.testing import KernelHandle
+
+Until: TypeAlias = Callable[[Callable[[], bool] | str], Awaitable[None]]
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -42,6 +47,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
     return attempts
+
+
+@pytest.fixture
+def until(fake_kernel: KernelHandle) -> Until:
+    """Wait, without blocking the loop, until something holds, or until an agent is in one of the given states."""
+
+    async def wait(wanted: Callable[[], bool] | str) -> None:
+        def in_state() -> bool:
+            return any(row.state == wanted for row in fake_kernel.ps())
+
+        condition = in_state if isinstance(wanted, str) else wanted
+        assert await asyncio.to_thread(fake_kernel.wait_for, condition, 30.0), fake_kernel.ps()
+
+    return wait
 
 
 @pytest.fixture

@@ -283,15 +283,16 @@ async def test_an_agent_of_autogen_core(fake_kernel: KernelHandle, client: OpenA
 
 
 async def test_a_cancelled_team_stops_its_generation(
-    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient
+    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient, until: Any
 ) -> None:
     token = CancellationToken()
     team = aios.agent(team_of(client), name="team")
-    run = asyncio.ensure_future(team.run(task="think 60000", cancellation_token=token))
-    await asyncio.sleep(0.1)
+    run = asyncio.ensure_future(team.run(task="think 200000", cancellation_token=token))
+    await until("running")
     token.cancel()
     with pytest.raises((asyncio.CancelledError, RuntimeError)):
         await run
+    await until(lambda: bool(asked(fake_kernel)))
     spans = [span for span in fake_kernel.spans() if span.syscall == "llm.chat"]
     assert [(span.agent, span.outcome) for span in spans] == [("team/one", "cancelled")]
 

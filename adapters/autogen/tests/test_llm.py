@@ -35,6 +35,7 @@ import aios_adapters as aios
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
 
+LONG = "think 200000"
 INFO = ModelInfo(vision=False, function_calling=True, json_output=True, family="unknown", structured_output=True)
 
 
@@ -190,7 +191,7 @@ async def test_what_is_not_served_is_refused_by_name(
 async def test_a_deadline_of_the_client(fake_kernel: KernelHandle) -> None:
     client = OpenAIChatCompletionClient(model="gpt-4o", api_key="unused", timeout=0.05)
     with aios.running("alice"), pytest.raises(errors.DeadlineExceeded):
-        await client.create(user("think 60000"))
+        await client.create(user(LONG))
 
 
 async def test_an_unreadable_request_reaches_the_agent(
@@ -211,26 +212,30 @@ def cancelled(kernel: KernelHandle) -> bool:
     return any(s.syscall == "llm.chat" and s.outcome == "cancelled" for s in kernel.spans())
 
 
-async def test_a_token_stops_the_generation(fake_kernel: KernelHandle, client: OpenAIChatCompletionClient) -> None:
+async def test_a_token_stops_the_generation(
+    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient, until: Any
+) -> None:
     token = CancellationToken()
     with aios.running("alice"):
-        call = asyncio.ensure_future(client.create(user("think 60000"), cancellation_token=token))
-        await asyncio.sleep(0.05)
+        call = asyncio.ensure_future(client.create(user(LONG), cancellation_token=token))
+        await until("running")
         token.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    assert await asyncio.to_thread(fake_kernel.wait_for, lambda: cancelled(fake_kernel))
+        await until(lambda: cancelled(fake_kernel))
 
 
-async def test_a_token_stops_a_stream(fake_kernel: KernelHandle, client: OpenAIChatCompletionClient) -> None:
+async def test_a_token_stops_a_stream(
+    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient, until: Any
+) -> None:
     token = CancellationToken()
     with aios.running("alice"):
-        stream = client.create_stream(user("think 60000"), cancellation_token=token)
+        stream = client.create_stream(user(LONG), cancellation_token=token)
         assert isinstance(await anext(stream), str)
         token.cancel()
         with pytest.raises(asyncio.CancelledError):
             await anext(stream)
-    assert await asyncio.to_thread(fake_kernel.wait_for, lambda: cancelled(fake_kernel))
+        await until(lambda: cancelled(fake_kernel))
 
 
 async def test_a_token_used_before_the_call(fake_kernel: KernelHandle, client: OpenAIChatCompletionClient) -> None:
@@ -245,22 +250,25 @@ async def test_a_token_used_before_the_call(fake_kernel: KernelHandle, client: O
 
 
 async def test_a_cancelled_task_stops_the_generation(
-    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient
+    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient, until: Any
 ) -> None:
-    with aios.running("alice"), pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await client.create(user("think 60000"), cancellation_token=CancellationToken())
-    assert await asyncio.to_thread(fake_kernel.wait_for, lambda: cancelled(fake_kernel))
+    with aios.running("alice"):
+        call = asyncio.ensure_future(client.create(user(LONG), cancellation_token=CancellationToken()))
+        await until("running")
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: cancelled(fake_kernel))
 
 
 async def test_a_closed_stream_stops_the_generation(
-    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient
+    fake_kernel: KernelHandle, client: OpenAIChatCompletionClient, until: Any
 ) -> None:
     with aios.running("alice"):
-        stream = client.create_stream(user("think 60000"), cancellation_token=CancellationToken())
+        stream = client.create_stream(user(LONG), cancellation_token=CancellationToken())
         await anext(stream)
         await stream.aclose()
-        assert await asyncio.to_thread(fake_kernel.wait_for, lambda: cancelled(fake_kernel))
+        await until(lambda: cancelled(fake_kernel))
 
 
 # --- other clients --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +22,16 @@ from autogen_core.memory import (
 )
 from autogen_core.model_context import UnboundedChatCompletionContext
 from autogen_ext.models.openai import OpenAIChatCompletionClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 import aios_adapters as aios
 from aios_adapter_autogen.contents import content_of, note_of
+from aios_adapters._kernel import close_links
 from aios_adapters.testing import KernelHandle
+from aios_kernel.client import stop_in_process
+from aios_kernel.config import load
 from aios_kernel.syscalls import MemorySearch, Note, Notes
 
 
@@ -168,6 +172,24 @@ async def test_another_program_of_the_agent_is_heard(fake_kernel: KernelHandle) 
         assert await listed(memory) == ["mine", "another's"]
 
 
+async def test_another_kernel_gets_the_list_too(
+    fake_kernel: KernelHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = ListMemory()
+    with aios.running("alice"):
+        await memory.add(text("one"))
+    monkeypatch.setenv("AIOS_HOME", str(tmp_path / "second"))
+    try:
+        with aios.running("alice"):
+            assert await listed(memory) == ["one"]
+            assert await listed(memory) == ["one"]
+        with aios.running("alice"):
+            assert await listed(ListMemory()) == ["one"]
+    finally:
+        close_links()
+        await asyncio.to_thread(stop_in_process, load())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -209,6 +231,7 @@ json_values = st.recursive(
 objects = st.dictionaries(st.text(), json_values, max_size=3)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     content=st.text() | st.binary() | objects,
     mime=st.sampled_from(MemoryMimeType) | st.text(),

@@ -162,16 +162,16 @@ async def test_a_refused_tool_is_a_tool_error(fake_kernel: KernelHandle, monkeyp
     assert ran == []
 
 
-async def test_cancelling_reaches_the_tool(fake_kernel: KernelHandle) -> None:
+async def test_cancelling_reaches_the_tool(fake_kernel: KernelHandle, until: Any) -> None:
     token = CancellationToken()
     workbench = StaticWorkbench([FunctionTool(hang, description="Hang.")])
     with aios.running("alice"):
         call = asyncio.ensure_future(workbench.call_tool("hang", {}, token))
-        await asyncio.sleep(0.05)
+        await until("tool")
         token.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert await asyncio.to_thread(fake_kernel.wait_for, lambda: len(calls(fake_kernel)) == 1)
+        await until(lambda: len(calls(fake_kernel)) == 1)
 
 
 # --- workbenches ----------------------------------------------------------------------------------------------------
@@ -287,13 +287,13 @@ async def test_a_streaming_tool(fake_kernel: KernelHandle) -> None:
     assert [outcome for _, _, outcome in calls(fake_kernel)] == ["ok", "tool", "ok"]
 
 
-async def test_a_streaming_tool_that_is_left(fake_kernel: KernelHandle) -> None:
+async def test_a_streaming_tool_that_is_left(fake_kernel: KernelHandle, until: Any) -> None:
     tool = Counting()
     with aios.running("alice"):
         stream = tool.run_json_stream({"to": 5}, CancellationToken())
         assert (await anext(stream)).value == 0
         await stream.aclose()
-    assert await asyncio.to_thread(fake_kernel.wait_for, lambda: len(calls(fake_kernel)) == 1)
+    await until(lambda: len(calls(fake_kernel)) == 1)
 
 
 async def test_an_agent_as_a_tool_keeps_its_name(fake_kernel: KernelHandle, client: OpenAIChatCompletionClient) -> None:

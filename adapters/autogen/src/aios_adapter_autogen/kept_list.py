@@ -44,7 +44,8 @@ class KeptList:
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
         self._rows: list[_Row] = []
-        self._loaded = False
+        self._kernel: object | None = None
+        """The link to the kernel that the rows are of; None before they were loaded."""
         self._lock = asyncio.Lock()
 
     async def add(self, scope: Scope, memory: Any, content: MemoryContent) -> None:
@@ -59,19 +60,19 @@ class KeptList:
     async def read(self, scope: Scope, memory: Any) -> None:
         """Before the object's list is read: write what changed in it, add what it does not have yet."""
         async with self._lock:
-            fresh = not self._loaded
+            known = self._kernel is scope.link
             await self._write(scope, memory)
-            if not fresh:
+            if known:
                 await self._fetch(scope, memory)
 
     async def clear(self, scope: Scope) -> None:
         """Before the object's list is cleared."""
         async with self._lock:
             await scope.acall(MemoryDelete(namespace=self._namespace), Count)
-            self._rows, self._loaded = [], True
+            self._rows, self._kernel = [], scope.link
 
     async def _write(self, scope: Scope, memory: Any) -> None:
-        if not self._loaded:
+        if self._kernel is not scope.link:
             await self._load(scope, memory)
         elif not _starts_with(memory.content, self._rows):  # replaced, shortened or reordered: keep it as it is now
             await scope.acall(MemoryDelete(namespace=self._namespace), Count)
@@ -82,7 +83,7 @@ class KeptList:
     async def _load(self, scope: Scope, memory: Any) -> None:
         notes = await self._notes(scope)
         own = list(memory.content)
-        self._rows, self._loaded = [_row(note, claimed=False) for note in notes], True
+        self._rows, self._kernel = [_row(note, claimed=False) for note in notes], scope.link
         memory.content[:] = [row.item for row in self._rows]
         memory.content += [item for item in own if not self._claim(memory, item)]
 

@@ -84,7 +84,8 @@ def wire_tools(tools: Sequence[Tool | ToolSchema]) -> list[dict[str, Any]]:
 
 
 def _create_arguments(client: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {**getattr(client, "_create_args", {}), **extra}
+    own = getattr(client, "_create_args", None)
+    arguments = {**(own if isinstance(own, Mapping) else {}), **extra}
     for nested in ("options", "extra_body"):  # Ollama's sampling; what OpenAI's SDK merges into the body
         if isinstance(more := arguments.pop(nested, None), Mapping):
             arguments |= more
