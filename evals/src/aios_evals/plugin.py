@@ -53,12 +53,13 @@ def speedup(
     agents: Annotated[int, typer.Option(help="Agents at once.")] = 16,
     steps: Annotated[int | None, typer.Option(help="Model calls an agent, about; default 2, with --full 12.")] = None,
     tool_delay: Annotated[float, typer.Option(help="Seconds a recorded tool takes.")] = 0.2,
+    mode: Annotated[list[str] | None, typer.Option(help="generate_lock, kernel_fifo, kernel_round_robin.")] = None,
     server: Annotated[str | None, typer.Option(help="Also measure this OpenAI-compatible server.")] = None,
 ) -> None:
     """The same agents with and without the kernel, on recorded work: makespan, completion, tokens, exactness."""
     from aios_evals import report
     from aios_evals.speedup.frameworks import walks
-    from aios_evals.speedup.run import Plan, run
+    from aios_evals.speedup.run import MODES, Plan, run
     from aios_evals.workloads.load import NAMES, data_folder
     from aios_kernel.config import home_of, load
 
@@ -70,6 +71,7 @@ def speedup(
         steps=steps or (12 if full else 2),
         tool_delay_s=tool_delay,
         models=home_of(load()) / "models",
+        modes=_known(mode, MODES),
         server=server,
     )
     report.emit("speedup", run(plan), json=json)

@@ -39,8 +39,12 @@ class Plan:
     steps: int
     tool_delay_s: float
     models: Path
+    modes: Sequence[str]
     server: str | None = None
     slots: int = 4
+
+
+MODES = ("generate_lock", "kernel_fifo", "kernel_round_robin")
 
 
 def run(plan: Plan) -> list[dict[str, Any]]:
@@ -64,31 +68,36 @@ async def _compare(
     named = {f"{framework}-{number}": run for number, run in enumerate(runs)}
     with tempfile.TemporaryDirectory(prefix="aios-") as home:
         base = Config(home=home, model=str(model), embedder="hash", vectors="exact", grace_s=1.0)
-        modes: dict[str, AbstractAsyncContextManager[Mode]] = {
-            "generate_lock": server_mode(model, named),
-            "kernel_fifo": kernel_mode(_policy(base, "fifo", {}), named),
-            "kernel_round_robin": kernel_mode(
-                _policy(base, "round_robin", {"quantum": QUANTUM, "slots": plan.slots, "always_swap": True}), named
-            ),
-        }
-        if plan.server:
-            modes["server"] = server_mode(model, named, forward=plan.server)
         rows: list[dict[str, Any]] = []
         oracle: dict[str, dict[int, Choices]] = {}
-        for name, mode in modes.items():
-            measured, choices = await _measure(plan, walks()[framework], named, mode)
-            oracle = oracle or choices
+        for name in [*plan.modes, *(["server"] if plan.server else [])]:
+            opening = _open(plan, name, base, model, named)
+            measured, choices = await _measure(plan, walks()[framework], named, opening)
+            oracle = choices if name == "generate_lock" else oracle
             row = {"framework": framework, "workload": workload, "agents": len(named), "mode": name} | measured
-            row["ratio"] = rows[0]["makespan_s"] / row["makespan_s"] if rows else 1.0
-            row["identical"] = _agreement(oracle, choices) if name != "server" else None
+            row["ratio"] = (rows[0] if rows else row)["makespan_s"] / row["makespan_s"] if oracle else None
+            row["identical"] = _agreement(oracle, choices) if oracle and name != "server" else None
             rows.append(row)
     return rows
 
 
-def _policy(config: Config, name: str, options: dict[str, float | int | str | bool]) -> Config:
+def _open(
+    plan: Plan, mode: str, base: Config, model: Path, runs: Mapping[str, Trajectory]
+) -> AbstractAsyncContextManager[Mode]:
+    if mode == "generate_lock":
+        return server_mode(model, runs)
+    if mode == "server":
+        return server_mode(model, runs, forward=plan.server)
+    if mode == "kernel_fifo":
+        return kernel_mode(_policy(base, "fifo", {}), runs)
+    slices = {"quantum": QUANTUM, "slots": plan.slots, "always_swap": True}
+    return kernel_mode(_policy(base, "round_robin", slices), runs)
+
+
+def _policy(config: Config, name: str, options: Mapping[str, float | int | str | bool]) -> Config:
     import msgspec
 
-    return msgspec.structs.replace(config, home=f"{config.home}/{name}", policy=name, policy_options=options)
+    return msgspec.structs.replace(config, home=f"{config.home}/{name}", policy=name, policy_options=dict(options))
 
 
 async def _measure(
