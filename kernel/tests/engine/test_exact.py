@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+
+from aios_kernel.engine.protocol import SamplingParams
 
 Prompt = Callable[..., list[int]]
 
@@ -57,6 +60,23 @@ def test_members_of_a_batch_come_and_go(driver: Any, oracle: Any, prompt: Prompt
             contexts[0] = driver.engine.restore(driver.engine.snapshot(contexts[0]))
     for tokens, answer in zip(prompts, answers, strict=True):
         oracle.check(tokens, answer)
+
+
+def test_a_member_of_a_steady_batch_skips_cached_tokens(driver: Any, oracle: Any, prompt: Prompt) -> None:
+    known = prompt(48)
+    driver.answer(driver.open(known), 1)
+    other = driver.open(prompt(100, seed=1))  # so much longer that the jumper stays in a group of its own
+    jumper = driver.open(known[:13], sampling=SamplingParams(forced=tuple(known[13:17])))
+    driver.engine.step([(jumper, 13), (other, 100)])
+    for _ in range(3):
+        driver.engine.step([(jumper, 1), (other, 1)])
+    driver.engine.append(jumper, known[17:40])
+    (jump, _) = driver.engine.step([(jumper, 17), (other, 1)])
+    assert (jump.computed, jumper.computed) == (1, 33)
+    for _ in range(7):
+        driver.engine.step([(jumper, 1), (other, 1)])
+    (first,) = jumper.tokens[40:]
+    oracle.check(known[:40], [first, *driver.answer(jumper, 10)])
 
 
 def test_prefix_hit_of_prompt_and_generated_tokens(driver: Any, oracle: Any, prompt: Prompt) -> None:
@@ -121,8 +141,6 @@ def test_fork_copies_on_write(driver: Any, oracle: Any, prompt: Prompt) -> None:
 def test_bfloat16_prefers_what_the_float32_model_finds_likely(
     make_engine: Any, drive: Any, prompt: Prompt, oracles: Any
 ) -> None:
-    import torch
-
     driver = drive(make_engine("llama", dtype=torch.bfloat16))
     prompts = [prompt(40, seed=seed) for seed in range(8)]
     answers = driver.answers([driver.open(tokens) for tokens in prompts], [1] * 8)

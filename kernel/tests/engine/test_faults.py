@@ -24,9 +24,9 @@ def good(prompt: Any, length: int, seed: int = 0) -> list[int]:
     return [token if token != BAD else BAD + 1 for token in prompt(length, seed)]
 
 
-def poison(engine: Any) -> None:
+def poison(engine: Any, value: float | torch.Tensor = float("nan")) -> None:
     with torch.no_grad():
-        engine._runner.model.get_input_embeddings().weight[BAD] = float("nan")
+        engine._runner.model.get_input_embeddings().weight[BAD] = value
 
 
 def raise_on_bad(engine: Any) -> None:
@@ -88,9 +88,11 @@ def test_bad_kv_never_reaches_the_prefix_cache_or_a_later_context(
     assert "finite" in output.error
     engine.release(context)
     assert driver.open(tokens).cached == 0
-    everything = [driver.open(good(prompt, 100, seed)) for seed in range(4)]  # takes the whole pool
-    for seed, answer in enumerate(driver.answers(everything, [8] * 4)):
-        oracles("llama").check(good(prompt, 100, seed), answer)
+    poison(engine, oracles("llama").model.get_input_embeddings().weight[BAD])  # the cure: answers may hold this token
+    # Short contexts take the whole pool: each ends in a block whose other half is what was there before.
+    everything = [driver.open(good(prompt, 20, seed)) for seed in range(16)]
+    for seed, answer in enumerate(driver.answers(everything, [8] * 16)):
+        oracles("llama").check(good(prompt, 20, seed), answer)
 
 
 class Refusing:
