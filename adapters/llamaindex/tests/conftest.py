@@ -12,6 +12,11 @@ from aios_adapters import host
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The framework never closes the in-memory database of a `Memory`; whenever that is collected, it complains.
+    config.addinivalue_line("filterwarnings", "ignore:.*aiosqlite.core.Connection.*was deleted:ResourceWarning")
+
+
 @pytest.fixture(autouse=True)
 def adapter() -> None:
     """The adapter, also where the distribution is only on the path and has no entry point."""

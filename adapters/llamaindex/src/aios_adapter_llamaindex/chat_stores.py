@@ -16,8 +16,9 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.types import DEFAULT_CHAT_STORE_KEY
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.storage.chat_store.simple_chat_store import SimpleChatStore
-from llama_index.core.storage.chat_store.sql import DEFAULT_ASYNC_DATABASE_URI, SQLAlchemyChatStore
+from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from pydantic_core import PydanticSerializationError
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from aios_adapter_llamaindex.history import History, Item, Row, arun, run
@@ -32,7 +33,6 @@ Access: TypeAlias = Literal["read", "add", "change"]
 """What a method does. To add a message, nobody needs to know what other processes have added meanwhile."""
 
 _LOCK_POLL_S = 0.001
-_IN_MEMORY = (DEFAULT_ASYNC_DATABASE_URI, "sqlite+aiosqlite://")
 
 
 def install(patcher: Patcher) -> None:
@@ -154,7 +154,8 @@ class SqlStores:
 
 def _in_memory(store: SQLAlchemyChatStore) -> bool:
     engine: AsyncEngine | None = getattr(store, "_async_engine", None)
-    return (store.async_database_uri if engine is None else str(engine.url)) in _IN_MEMORY
+    url = make_url(store.async_database_uri) if engine is None else engine.url
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
 @contextlib.asynccontextmanager

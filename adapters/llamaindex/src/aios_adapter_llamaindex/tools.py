@@ -81,8 +81,10 @@ def _arguments(tool: BaseTool, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _by_name(tool: BaseTool, args: tuple[Any, ...]) -> dict[str, Any]:
     if not args:
         return {}
-    function = tool.real_fn if isinstance(tool, FunctionTool) else type(tool).__call__
-    if isinstance(tool, AsyncBaseTool) and not isinstance(tool, FunctionTool):
+    function: Any = tool.__call__
+    if isinstance(tool, FunctionTool):
+        function = tool.real_fn
+    elif isinstance(tool, AsyncBaseTool):
         function = tool.call
     try:
         return dict(inspect.signature(function).bind_partial(*args).arguments)
