@@ -98,6 +98,7 @@ class Scope:
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
         self._lock = threading.RLock()
         self._spawned_on: object | None = None
+        self._spawned_as = ""
         self._holds = 0
         self._over = False
         self._closed = False
@@ -270,15 +271,16 @@ class Scope:
                 "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
             )
         connection = self._link.connect()
-        if self._spawned_on is connection:
+        if self._spawned_on is connection and self._spawned_as == self.framework:
             return
         if self.parent is not None:
             self.parent._ensure_spawned()
         with self._lock:
-            if self._spawned_on is connection:
+            if self._spawned_on is connection and self._spawned_as == self.framework:
                 return
+            # A second time when the framework came to light after the first syscall (a message, a note).
             self._link.client().post(self._spawn(), program=self.program)
-            self._spawned_on = connection
+            self._spawned_on, self._spawned_as = connection, self.framework
 
     async def _aensure_spawned(self) -> None:
         if self._link.connected():

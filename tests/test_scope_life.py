@@ -100,3 +100,24 @@ def test_the_first_adapter_names_the_framework_of_a_run(fake_kernel: KernelHandl
     patcher.undo()
     assert Model().ask() == "unscoped"
     assert [row.framework for row in fake_kernel.ps()] == ["someframework"]
+
+
+def test_a_framework_that_comes_to_light_late_is_named_too(fake_kernel: KernelHandle) -> None:
+    class Library:
+        def work(self) -> None: ...
+
+    def call(scope: aios.Scope, original: Any, self: Library) -> None:
+        scope.chat(_chat("hello"))
+
+    patcher = Patcher("latecomer")
+    patcher.method(Library, "work", call)
+
+    @aios.agent(name="agent")
+    def run() -> None:
+        aios.memory.add("a note before the framework's first call")
+        Library().work()
+        Library().work()
+
+    run()
+    (row,) = fake_kernel.ps()
+    assert (row.framework, row.llm_calls, row.memory_calls) == ("latecomer", 2, 1)

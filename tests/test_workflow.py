@@ -75,6 +75,36 @@ def test_outputs_keep_their_types(fake_kernel: KernelHandle) -> None:
     assert run["price"] == {"item": "kiwi_7", "each": 12.5}
 
 
+def test_models_and_kinds_of_text_travel(fake_kernel: KernelHandle) -> None:
+    import pydantic
+
+    class Fancy(str):
+        """Like LangChain's `message.text`."""
+
+    class Model(pydantic.BaseModel):
+        text: str
+
+    flow = Workflow("models")
+
+    @flow.step()
+    def text() -> str:
+        return Fancy("plain")
+
+    def model(text: str) -> Model:
+        return Model(text=text)
+
+    def read(model: Model) -> str:
+        return type(model).__name__ + " " + model.text
+
+    for function in (model, read):  # their annotations are local names
+        function.__annotations__ = {k: {"Model": Model, "str": str}[v] for k, v in function.__annotations__.items()}
+    modelled = flow.step(after=[text])(model)
+    flow.step(after=[modelled])(read)
+    run = flow.run()
+    assert run.outputs == {"text": "plain", "model": {"text": "plain"}, "read": "Model plain"}
+    assert run[modelled] == Model(text="plain")
+
+
 def test_every_step_is_a_program_below_the_workflow(fake_kernel: KernelHandle) -> None:
     run = order().run(item="kiwi_7")
     assert fake_kernel.wait_for(lambda: all(row.state == "finished" for row in fake_kernel.ps()))
@@ -175,7 +205,7 @@ def test_an_error_of_the_kernel_keeps_its_fix(fake_kernel: KernelHandle) -> None
 def test_what_is_no_json_is_refused(fake_kernel: KernelHandle) -> None:
     flow = Workflow("opaque")
     flow.step(name="opaque")(lambda: object())
-    with pytest.raises(StepFailed, match="a object, cannot be written as JSON"):
+    with pytest.raises(StepFailed, match="of the type object, cannot be written as JSON"):
         flow.run()
 
 

@@ -18,7 +18,7 @@ class StepFailed(AiosError):
     def __init__(self, step: str, workflow: str, run: str, why: str, *, fix: str | None = None) -> None:
         super().__init__(
             f'step "{step}" of the workflow "{workflow}" failed (run {run}): {why}',
-            fix=fix or "aios trace shows what each step did",
+            fix=fix or (None if "fix: " in why else "aios trace shows what each step did"),
         )
         self.step = step
         self.run = run

@@ -14,7 +14,8 @@ import msgspec
 from aios_adapters.messages import areceive, asend
 from aios_adapters.workflow._failure import StepFailed, described
 from aios_adapters.workflow._target import Target
-from aios_kernel.errors import AiosError, InvalidRequest, ProtocolError
+from aios_adapters.workflow._values import plain
+from aios_kernel.errors import AiosError, ProtocolError
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -57,7 +58,7 @@ async def perform(assignment: Assignment, target: Target) -> Any:
     """
     try:
         values = await _inputs(assignment)
-        output = _plain(await target.call(values))
+        output = plain(await target.call(values))
     except Exception as error:
         await _hand_on(assignment, Outcome(error=described(error)))
         if isinstance(error, StepFailed):
@@ -96,16 +97,6 @@ def decoded(body: str, kind: type[S]) -> S:
 async def _inputs(assignment: Assignment) -> dict[str, Any]:
     outputs = await asyncio.gather(*(outcome_of(step, assignment) for step in assignment.after))
     return assignment.inputs | dict(zip(assignment.after, outputs, strict=True))
-
-
-def _plain(output: Any) -> Any:
-    try:
-        return msgspec.json.decode(msgspec.json.encode(output))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(
-            f"its output, a {type(output).__name__}, cannot be written as JSON: {error}",
-            fix="return text, numbers, lists, dicts, dataclasses or msgspec Structs from a step",
-        ) from error
 
 
 async def _hand_on(assignment: Assignment, outcome: Outcome) -> None:

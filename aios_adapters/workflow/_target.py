@@ -8,9 +8,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from aios_adapters._sync import in_thread
+from aios_adapters.workflow._values import converted
 from aios_kernel.errors import InvalidRequest
 
 _KEYWORD = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -50,14 +49,8 @@ class Target:
         return self._converted("return", value)
 
     def _converted(self, name: str, value: Any) -> Any:
-        hint = self._hints.get(name, Any)
-        try:
-            return msgspec.convert(value, hint)
-        except (msgspec.ValidationError, TypeError) as error:
-            raise InvalidRequest(
-                f'"{name}" of {getattr(self.function, "__name__", self.function)} should be {hint}: {error}',
-                fix="steps exchange JSON: mend the annotation or what the step before it returns",
-            ) from error
+        what = f'"{name}" of {getattr(self.function, "__name__", self.function)}'
+        return converted(value, self._hints.get(name, Any), what)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

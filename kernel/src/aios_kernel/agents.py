@@ -47,7 +47,7 @@ class AgentService:
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
         """Register a program."""
         program = self.table.spawn(call, principal, session)
-        self.open_calls[program.id] = set()
+        self.open_calls.setdefault(program.id, set())
         return program
 
     def exit(self, program: Program, error: str | None, *, keep: OpenCall | None = None) -> int:

@@ -104,9 +104,16 @@ class ProcessTable:
         self._finished: OrderedDict[str, Program] = OrderedDict()
 
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
-        """Enter a program. Raises InvalidRequest for a name or id that cannot be, NotFound for an unknown parent."""
+        """Enter a program, or name the framework of one that was entered without.
+
+        Raises InvalidRequest for a name or id that cannot be, NotFound for an unknown parent.
+        """
         _check_name(call.agent, "agent name")
         _check_name(call.program, "program id")
+        known = self._alive.get(call.program)
+        if known is not None and (known.session, known.agent, known.framework) == (session, call.agent, ""):
+            known.framework = call.framework
+            return known
         if call.program in self._alive or call.program in self._finished:
             raise errors.InvalidRequest(f'program "{call.program}" exists already')
         parent = self.alive(call.parent, principal) if call.parent else None

@@ -335,7 +335,10 @@ class Files(_Message, frozen=True, tag="storage.files"):
 
 
 class AgentSpawn(_Message, frozen=True, tag="agent.spawn"):
-    """Register a program (one run of an agent) under an id that the client chose; gives `Ok`."""
+    """Register a program (one run of an agent) under an id that the client chose; gives `Ok`.
+
+    Sent again for a program without a framework it names that.
+    """
 
     program: str
     agent: str
