@@ -84,8 +84,8 @@ def test_an_allow_list_limits_the_tools() -> None:
     [
         ToolBegin(name=""), ToolBegin(name="a\0b"), ToolBegin(name="x" * 2000), ToolBegin(name="t", arguments=""),
         ToolBegin(name="t", arguments="[1]"), ToolBegin(name="t", arguments="nonsense"),
-        ToolBegin(name="t", timeout_s=0), ToolBegin(name="t", timeout_s=-1), ToolBegin(name="t", timeout_s=float("nan")),
-        ToolBegin(name="t", timeout_s=float("inf")),
+        ToolBegin(name="t", timeout_s=0), ToolBegin(name="t", timeout_s=-1),
+        ToolBegin(name="t", timeout_s=float("nan")), ToolBegin(name="t", timeout_s=float("inf")),
     ],
 )  # fmt: skip
 def test_malformed_calls_are_refused_and_grant_nothing(call: ToolBegin) -> None:

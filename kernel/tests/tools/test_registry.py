@@ -45,9 +45,10 @@ async def call(registry: ToolRegistry, arguments: str = "{}", name: str = "t", *
 
 
 async def test_a_tool_runs_with_its_arguments_as_keywords() -> None:
-    registry = ToolRegistry(
-        [tool(lambda items, note="-": f"{note}{sum(i['price'] for i in items)}", parameters=SCHEMA)]
-    )
+    def total(items: list[dict[str, float]], note: str = "-") -> str:
+        return f"{note}{sum(item['price'] for item in items)}"
+
+    registry = ToolRegistry([tool(total, parameters=SCHEMA)])
     assert await call(registry, '{"items": [{"price": 2}, {"price": 3.5}]}') == "-5.5"
     assert await call(registry, '{"items": [], "note": "x"}') == "x0"
 
@@ -121,7 +122,7 @@ async def test_an_exception_becomes_a_tool_error_with_its_message() -> None:
         await call(registry, '{"how": "value"}')
     with pytest.raises(ToolError, match="SystemExit: 3"):
         await call(registry, '{"how": "exit"}')
-    with pytest.raises(ToolError, match="^quota used up"):
+    with pytest.raises(ToolError, match=r"^quota used up"):
         await call(registry, '{"how": "own"}')
     with pytest.raises(ToolError, match="TypeError"):
         await call(registry, '{"unknown": 1}')
