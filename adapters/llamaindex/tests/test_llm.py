@@ -337,3 +337,12 @@ def test_patches_are_undone(fake_kernel: KernelHandle) -> None:
         aios.host().activate()
     with aios.running("again"):
         assert llm.complete("say x").text == "x"
+
+
+def test_an_override_that_uses_super_for_something_else_is_replaced(fake_kernel: KernelHandle) -> None:
+    class Direct(MockLLM):
+        def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+            return CompletionResponse(text=str(super().to_payload()))
+
+    with aios.running("direct"):
+        assert Direct().complete("say from the kernel").text == "from the kernel"

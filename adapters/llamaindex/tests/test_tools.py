@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -130,8 +129,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOS_TOOL_TIMEOUT_S", "0.2")
 
 
-@pytest.fixture
-def hang() -> Generator[FunctionTool, None, None]:
+async def test_a_hanging_tool_comes_back_as_an_error(hasty: None, fake_kernel: KernelHandle) -> None:
     over = threading.Event()
 
     def hang() -> str:
@@ -139,19 +137,16 @@ def hang() -> Generator[FunctionTool, None, None]:
         over.wait(10)
         return "late"
 
-    yield FunctionTool.from_defaults(hang)
-    over.set()
-
-
-async def test_a_hanging_tool_comes_back_as_an_error(
-    hasty: None, fake_kernel: KernelHandle, hang: FunctionTool
-) -> None:
-    with aios.running("hasty"):
-        with pytest.raises(ToolTimeout, match="hang"):
-            hang()
-        with pytest.raises(ToolTimeout, match="hang"):
-            await hang.acall()
-        output = await acall_tool(hang, {})
+    tool = FunctionTool.from_defaults(hang)
+    try:
+        with aios.running("hasty"):
+            with pytest.raises(ToolTimeout, match="hang"):
+                tool()
+            with pytest.raises(ToolTimeout, match="hang"):
+                await tool.acall()
+            output = await acall_tool(tool, {})
+    finally:
+        over.set()  # the loop waits for its threads when it closes
     assert output.is_error
     assert isinstance(output.exception, ToolTimeout)
 

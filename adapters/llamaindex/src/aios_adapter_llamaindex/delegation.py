@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from llama_index.core.base.llms.base import BaseLLM
 
+LEAVES = frozenset(
+    {"chat", "complete", "stream_chat", "stream_complete", "achat", "acomplete", "astream_chat", "astream_complete"}
+)
 _OPENAI = "llama_index.llms.openai.base"
 _DEPTH = 4
 """Decorators that are looked through: a span, a callback, a retry, and one of the user's own."""
@@ -33,20 +36,39 @@ def _holds_llm(llm: BaseLLM) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _calls_super(original: Any) -> bool:
+    """Whether a method says `super().chat(...)` or the like."""
     # A function that uses `super()` without arguments has `__class__` among its free variables.
-    return any("__class__" in function.__code__.co_freevars for function in _layers(original, _DEPTH))
+    return any(
+        "__class__" in function.__code__.co_freevars and not LEAVES.isdisjoint(_names(function.__code__))
+        for function in _layers(original, _DEPTH)
+    )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The attributes and globals that a function and the functions inside it speak of."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def _layers(function: Any, depth: int) -> Iterator[FunctionType]:
     """The function and the functions that its decorators close over."""
     function = getattr(function, "__aios_original__", function)
-    inner = getattr(function, "__wrapped__", None)
     if not isinstance(function, FunctionType):
         return
+    inner = getattr(function, "__wrapped__", None)
     if callable(inner) and depth:  # `__wrapped__` is only a mark, True, in the framework's callback decorators
         yield from _layers(inner, depth - 1)
         return
     yield function
     for cell in (function.__closure__ or ()) if depth else ():
-        if callable(cell.cell_contents):
-            yield from _layers(cell.cell_contents, depth - 1)
+        if callable(content := _content(cell)):
+            yield from _layers(content, depth - 1)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None
