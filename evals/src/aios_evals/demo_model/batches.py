@@ -3,14 +3,14 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from aios_evals.demo_model.data import Conversation, conversation, messages, schema
-from aios_evals.demo_model.tokenizer import ASSISTANT, END
+from aios_evals.demo_model.tokenizer import ASSISTANT, END, PAD, token_id
 
 IGNORED: Final = -100
 #: Token ids of a conversation and its labels.
@@ -23,7 +23,7 @@ _ROUNDING: Final = 16
 
 def render(tokenizer: PreTrainedTokenizerFast, talk: Conversation) -> str:
     """The text of a whole conversation; of a summary without its tools, as the model will see it."""
-    tools = [] if talk.summary else [schema(name) for name in talk.tools]
+    tools: list[Any] = [] if talk.summary else [schema(name) for name in talk.tools]
     return str(tokenizer.apply_chat_template(messages(talk), tools=tools, tokenize=False))
 
 
@@ -49,6 +49,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, size: int, phases: Iterable[Phas
     Yields:
         Token ids and labels, both of shape (rows, tokens).
     """
+    pad = token_id(tokenizer, PAD)
     order, pools = random.Random(0), itertools.count(0, _POOL)
     for steps, longest in phases:
         groups: list[list[Row]] = []
@@ -56,7 +57,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, size: int, phases: Iterable[Phas
             if not groups:
                 groups = _groups(_pool(tokenizer, next(pools), longest), size)
                 order.shuffle(groups)
-            yield _padded(groups.pop(), tokenizer.pad_token_id)
+            yield _padded(groups.pop(), pad)
 
 
 def _groups(rows: list[Row], size: int) -> list[list[Row]]:
@@ -72,7 +73,7 @@ def _groups(rows: list[Row], size: int) -> list[list[Row]]:
 def _pool(tokenizer: PreTrainedTokenizerFast, start: int, longest: int) -> list[Row]:
     talks = [conversation(seed, "train") for seed in range(start, start + _POOL)]
     encoded = tokenizer([render(tokenizer, talk) for talk in talks], add_special_tokens=False)["input_ids"]
-    assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
+    assistant, end = token_id(tokenizer, ASSISTANT), token_id(tokenizer, END)
     pairs = [(ids, labels(ids, assistant, end, talk.summary)) for ids, talk in zip(encoded, talks, strict=True)]
     return [pair for pair in pairs if len(pair[0]) <= longest]
 

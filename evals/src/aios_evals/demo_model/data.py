@@ -67,9 +67,9 @@ def conversation(seed: int | str, split: Split, kinds: list[str] | None = None) 
     words = Words(seed, split)
     first = _choose(words, kinds, follows=False)
     tools = _offered(words, first)
-    scene = Scene(words, _world(words), frozenset(tools))
+    scene = Scene(words, _world(words, first), frozenset(tools))
     play(first, scene)
-    for _ in range(words.pick(*[0] * 22, *[1] * 9, *[2] * 5, 3, 4, 6, 9) if kinds is None else 0):
+    for _ in range(words.pick(*[0] * 50, *[1] * 20, *[2] * 10, 3, 3, 3, 4, 4, 5, 6, 8, 10) if kinds is None else 0):
         follows = bool(scene.last_value) and words.chance(0.35)
         play(_next(words, scene, follows=follows), scene)
     turns = [_wrapped(words, turn) for turn in scene.turns]
@@ -136,15 +136,15 @@ def _offered(words: Words, first: JobSpec) -> list[str]:
     tools = set(TOOL_ARGUMENTS)
     if words.chance(0.5):
         tools = {tool for tool in sorted(TOOL_ARGUMENTS) if words.chance(0.5)}
-        tools |= set(first.tools) if words.chance(0.85) else set()
+        tools |= set(first.tools) if words.chance(0.8) else set()
     if words.chance(0.3):
         make: Callable[[], str] = lambda: "".join(c for c in words.name() if c.isalnum() or c in "_-")  # noqa: E731
         tools |= {words.pick(words.pick(*_OTHER_TOOLS), make()) for _ in range(words.pick(1, 2, 3, 5))}
     return sorted(tools)
 
 
-def _world(words: Words) -> World:
-    failing = {words.pick(*TOOL_ARGUMENTS): _error(words)} if words.chance(0.04) else {}
+def _world(words: Words, first: JobSpec) -> World:
+    failing = {words.pick(*(first.tools or TOOL_ARGUMENTS)): _error(words)} if words.chance(0.05) else {}
     style = words.pick(*STYLES) if words.chance(0.25) else "plain"
     return World(failing=failing, style=style, missing=words.pick(*_MISSING), saved=words.pick(*_SAVED))
 
@@ -158,7 +158,7 @@ def _error(words: Words) -> str:
 
 def _wrapped(words: Words, turn: Turn) -> Turn:
     """The question as frameworks pass it on: mostly bare, sometimes with words around it."""
-    if not words.chance(0.12):
+    if turn.kind == "talk" or not words.chance(0.12):
         return turn
     q, who, noise = turn.question, words.person(), words.sentence()
     question = words.pick(

@@ -154,7 +154,7 @@ def store_notes(s: Scene, about: str, value: str) -> None:
     """Put the note among others, some of them alike, so that the right one has to be found."""
     others = [free_note(s.words) for _ in range(s.words.pick(0, 0, 0, 1, 2))]
     if s.words.chance(0.35):
-        tail = about.split(" of ", 1)[-1] if s.words.chance(0.5) else s.words.owner()
+        tail = about.split(" of ", 1)[1] if " of " in about and s.words.chance(0.5) else s.words.owner()
         others.append(f"the {s.words.attribute()} of {tail} is {s.words.value()}")
     notes = [*others, f"{about} is {value}"]
     s.words.rng.shuffle(notes)
@@ -185,14 +185,15 @@ def recall_question(w: Words, about: str) -> str:
 def told(recalled: str, about: str) -> str | None:
     """The value that the notes give for the subject, or None when none of them is about it."""
     for line in recalled.split("\n"):
-        if line.startswith(f"{about} is "):
-            return line.removeprefix(f"{about} is ")
+        fact = line.removeprefix("- ")
+        if fact.startswith(f"{about} is "):
+            return fact.removeprefix(f"{about} is ")
     return None
 
 
 def found(recalled: str) -> str:
-    """The answer that repeats what was found."""
-    return "I found: " + "; ".join(recalled.split("\n"))
+    """The answer that repeats what was found, line by line."""
+    return f"I found: {recalled}"
 
 
 @job(7, "recall")

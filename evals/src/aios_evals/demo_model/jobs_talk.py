@@ -133,8 +133,6 @@ def talk(s: Scene) -> Job:
 def cannot(s: Scene) -> Job:
     """An open-ended request: say what the model can do."""
     w = s.words
-    topic = w.pick(
-        w.sentence, w.entity, lambda: f"the {w.sentence()}", lambda: f"a {w.entity()}", lambda: w.sentence()
-    )()
-    yield w.pick(f"{w.pick(*_OPENINGS)} {topic}{w.pick('.', '?', '')}", f"{w.pick(*_OPENINGS)} {topic}.", topic)
+    topic = w.pick(w.sentence, w.entity, lambda: f"the {w.sentence()}", lambda: f"a {w.entity()}")()
+    yield f"{w.pick(*_OPENINGS)} {topic}{w.pick('.', '.', '?', '')}" if w.chance(0.9) else w.sentence()
     return ABILITIES

@@ -1,7 +1,7 @@
 """The demo model's tokenizer: one token a byte, plus tokens for roles and for the pieces of a tool call."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +17,8 @@ TEMPLATE: Final = Path(__file__).with_name("chat_template.jinja")
 MAX_TOKENS: Final = 4096
 
 _ROLES: Final = (PAD, BOS, END, "<|tools|>", "<|user|>", ASSISTANT, "<|tool|>", "<|other|>")
-_TOOLS: Final = tuple(f"<|{tool}|>" for tool in TOOL_ARGUMENTS)
+#: Each of the four tools is either on offer or not: absence is a token too, because it is hard to see otherwise.
+_TOOLS: Final = tuple(f"<|{no}{tool}|>" for tool in TOOL_ARGUMENTS for no in ("", "no_"))
 #: Pieces of the text `<tool_call>{"name": "lookup", "arguments": {"item": "zebra-42"}}</tool_call>`.
 _PIECES: Final = (
     "<tool_call>",
@@ -50,3 +51,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = TEMPLATE.read_text()
     return tokenizer
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The id of a token, for example of `END`."""
+    return cast("int", tokenizer.convert_tokens_to_ids(text))

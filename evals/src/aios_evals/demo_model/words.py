@@ -9,6 +9,11 @@ from typing import Final, Literal, TypeVar
 Split = Literal["train", "heldout"]
 T = TypeVar("T")
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 ATTRIBUTES: Final = (
     *("code", "budget", "password", "colour", "owner", "deadline", "address", "PIN", "key", "size", "name", "weight"),
     *("birthday", "room number", "phone number", "favourite food", "wifi password", "secret word", "door code"),
@@ -19,17 +24,17 @@ PEOPLE: Final = (
     *("Nora", "Oscar", "Paula", "Ruth", "Tom", "Vera", "Zoe", "alice", "bob", "planner", "writer", "agent1"),
 )
 _HELD_OUT_SHARE: Final = 8
-_SYLLABLES: Final = (
+_SYLLABLES: Final = _words(
     "ba be bo ca co da de di do fa fi go ha hu in ja ka ki la le lo ma mi mo na ne no or pa pe ra re ri ro sa se so "
     "ta te ti to un va vi wa ya zo al ar en er on is us ex ing st ch sh th qu wh ck ll"
-).split()
-_COMMON: Final = (
+)
+_COMMON: Final = _words(
     "apple pear zebra kiwi falcon tiger bolt nut lamp chair table paper tea coffee cup cable switch book pencil rope "
     "ladder hammer drill screw panel motor pump valve sensor router server laptop phone radio camera window door "
     "garden bridge river harbour train bicycle wheel engine rocket planet comet orbit signal desk bottle basket "
     "blanket carpet curtain mirror candle guitar piano violin ticket ledger invoice contract parcel crate barrel "
     "marble copper silver golden blue green red yellow small large heavy light winter summer north south alpha beta"
-).split()
+)
 _JOINERS: Final = "-_'./&+:#--__"
 _ACCENTS: Final = "\u00e9\u00e8\u00fc\u00f6\u00e4\u00df\u00f1\u00e7\u00f8\u00e5\u00ee\u0142\u03bb\u65e5"
 _ALNUM: Final = string.ascii_letters + string.digits
@@ -91,8 +96,8 @@ class Words:
         return self.name() if self.chance(0.2) else self.pick(*ATTRIBUTES)
 
     def sentence(self) -> str:
-        """A free note of three to eight words."""
-        return self.of_split(lambda: " ".join(self._plain_word() for _ in range(self.rng.randint(3, 8))))
+        """A free note of three to six words."""
+        return self.of_split(lambda: " ".join(self._plain_word() for _ in range(self.rng.randint(3, 6))))
 
     def expression(self) -> str:
         """An arithmetic expression with one to three operators."""
@@ -132,22 +137,22 @@ class Words:
     def _plain_word(self) -> str:
         return self.pick(
             lambda: self.pick(*_COMMON),
-            lambda: "".join(self.rng.choices(_SYLLABLES, k=self.rng.randint(1, 4))),
-            lambda: self._letters(string.ascii_lowercase, 1, 9),
+            lambda: "".join(self.rng.choices(_SYLLABLES, k=self.rng.randint(1, 3))),
+            lambda: self._letters(string.ascii_lowercase, 1, 7),
         )()
 
     def _piece(self) -> str:
         text = self.pick(
             self._plain_word,
             self._plain_word,
-            lambda: self._letters(string.ascii_letters, 2, 10),
-            lambda: self._letters(_ALNUM, 2, 10),
-            lambda: self._letters(string.digits, 1, 5),
+            lambda: self._letters(string.ascii_letters, 2, 7),
+            lambda: self._letters(_ALNUM, 2, 7),
+            lambda: self._letters(string.digits, 1, 4),
         )()
         return text.capitalize() if self.chance(0.25) else text
 
     def _raw_name(self) -> str:
-        pieces = [self._piece() for _ in range(self.pick(1, 1, 1, 2, 2, 3))]
+        pieces = [self._piece() for _ in range(self.pick(1, 1, 1, 1, 1, 2, 2, 2, 3))]
         text = pieces[0] + "".join(self.pick(*_JOINERS) + piece for piece in pieces[1:])
         if self.chance(0.1):
             at = self.rng.randint(0, len(text))
@@ -158,7 +163,7 @@ class Words:
         return text if text[0].isalpha() else self.pick(*string.ascii_letters) + text
 
     def _raw_entity(self) -> str:
-        return " ".join(self._raw_name() for _ in range(self.pick(1, 1, 1, 1, 2, 3)))
+        return " ".join(self._raw_name() for _ in range(self.pick(1, 1, 1, 1, 1, 1, 2, 2, 3)))
 
     def _raw_owner(self) -> str:
         return self.pick(
@@ -169,7 +174,7 @@ class Words:
         )()
 
     def _raw_code(self) -> str:
-        text = self._letters(_ALNUM + _JOINERS + "*!?%$@=", 2, 14)
+        text = self._letters(_ALNUM + _JOINERS + "*!?%$@=", 2, 10)
         # No closing punctuation: it could be the end of the sentence.
         return text.rstrip("_'.&:!?,-/*%$@=") or self._raw_code()
 

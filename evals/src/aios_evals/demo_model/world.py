@@ -45,6 +45,8 @@ class World:
             return Result(plain, plain, "failed")
         if plain.startswith(("not found", "no notes")):
             return Result(plain, self.missing or plain, "missing")
+        if tool == "recall" and self.style == "bullets":
+            plain = "\n".join(f"- {line}" for line in plain.split("\n"))
         return Result(plain, self._dress(tool, argument, plain), "ok")
 
     def _plain(self, tool: str, argument: str) -> str:
@@ -62,10 +64,8 @@ class World:
                 return f"error: no tool {tool}"
 
     def _dress(self, tool: str, argument: str, plain: str) -> str:
-        if self.style == "bullets" and tool == "recall":
-            return "\n".join(f"- {line}" for line in plain.split("\n"))
         if self.style == "label" and tool == "lookup":
             return f"{argument}: {plain}"
-        if self.style == "json":
+        if self.style == "json" and "\n" not in plain:
             return json.dumps({"result": plain}, ensure_ascii=False)
         return plain
