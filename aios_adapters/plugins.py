@@ -144,7 +144,7 @@ def host() -> PluginHost:
     return PluginHost()
 
 
-def tested_state(distribution: str, tested: VersionRange) -> tuple[str | None, bool]:
+def version_state(distribution: str, tested: VersionRange) -> tuple[str | None, bool]:
     """The installed version of a distribution (None: absent) and whether it is in the tested range."""
     try:
         version = importlib.metadata.version(distribution)
@@ -156,7 +156,7 @@ def tested_state(distribution: str, tested: VersionRange) -> tuple[str | None, b
 
 def _warn_outside_range(adapter: Adapter) -> None:
     for distribution, tested in adapter.tested.items():
-        version, inside = tested_state(distribution, tested)
+        version, inside = version_state(distribution, tested)
         if version is not None and not inside:
             warnings.warn(
                 f"{distribution} {version} is outside the range that the {adapter.name} adapter was tested with "

@@ -197,7 +197,9 @@ async def test_two_agents_under_gather_keep_their_identities(fake_kernel: Kernel
     agents = [aios.agent(body, name=f"agent{n}") for n in range(8)]
     names = await asyncio.gather(*(agent(f"n{i}") for i, agent in enumerate(agents)))
     assert names == [f"agent{n}" for n in range(8)]
-    assert sorted((row.agent, row.llm_calls) for row in finished(fake_kernel, 8)) == [(f"agent{n}", 5) for n in range(8)]
+    assert sorted((row.agent, row.llm_calls) for row in finished(fake_kernel, 8)) == [
+        (f"agent{n}", 5) for n in range(8)
+    ]
 
 
 def test_threads_keep_their_identities(fake_kernel: KernelHandle) -> None:
@@ -263,9 +265,7 @@ def test_tools_run_under_a_grant(fake_kernel: KernelHandle) -> None:
     assert any(span.syscall == "tool.run" and span.detail == "add" for span in fake_kernel.spans())
 
 
-def test_a_tool_that_raises_and_a_tool_that_hangs(
-    fake_kernel: KernelHandle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tool_that_raises_and_a_tool_that_hangs(fake_kernel: KernelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
 
     def broken() -> None:
@@ -285,7 +285,9 @@ def test_a_tool_that_raises_and_a_tool_that_hangs(
 
     work()
     hang.set()
-    assert fake_kernel.wait_for(lambda: [s.outcome for s in fake_kernel.spans() if s.syscall == "tool.run"] == ["tool"] * 2)
+    assert fake_kernel.wait_for(
+        lambda: [s.outcome for s in fake_kernel.spans() if s.syscall == "tool.run"] == ["tool"] * 2
+    )
 
 
 def _short_grants(original: object) -> object:

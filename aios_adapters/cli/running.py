@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -49,18 +50,12 @@ def serve(
     assert process.stdin is not None
     with process.stdin:
         process.stdin.write(kernel_input(config))
+    # Ctrl-C in a terminal reaches the kernel too, a signal to this process alone does not: pass it on, then wait.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: process.terminate())
     with os.fdopen(ours, "rb") as reports:
-        _announce(config, _patiently(reports.read))
-    raise SystemExit(_patiently(process.wait))
-
-
-def _patiently(wait: Any) -> Any:
-    """Wait through ctrl-C: the kernel gets it too and needs a moment for an orderly end."""
-    while True:
-        try:
-            return wait()
-        except KeyboardInterrupt:
-            continue
+        _announce(config, reports.read())
+    raise SystemExit(process.wait())
 
 
 def _announce(config: Config, report: bytes) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from aios_adapters.cli.looking import ask
 from aios_adapters.cli.output import Json, show_json, show_table
-from aios_adapters.plugins import host, tested_state
+from aios_adapters.plugins import host, version_state
 from aios_kernel.config import Config, home_of, load_with_origins, socket_of
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import KernelInfo, KernelStatus
@@ -47,7 +47,7 @@ def plugins(json: Json = False) -> None:
     """List the adapters, the versions they were tested with and what is installed; then other plugins."""
     rows = [
         {"adapter": name, "distribution": distribution, "tested": f">={low},<{high}",
-         "installed": tested_state(distribution, (low, high))[0] or "-"}
+         "installed": version_state(distribution, (low, high))[0] or "-"}
         for name, state in sorted(host().installed.items())
         for distribution, (low, high) in state.adapter.tested.items()
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def _adapter_checks() -> list[Check]:
 
 
 def _version_check(name: str, distribution: str, tested: tuple[str, str]) -> Check:
-    version, inside = tested_state(distribution, tested)
+    version, inside = version_state(distribution, tested)
     pin = f"{distribution}>={tested[0]},<{tested[1]}"
     found = f"{version} (tested {pin.removeprefix(distribution)})" if version else "not installed"
     return Check(f"{name}: {distribution}", inside, found, f"pip install '{pin}'")
@@ -157,9 +157,11 @@ def _hook_check(name: str, module: str) -> Check:
     """Import the framework's module, so that its hooks are put in for real."""
     importing: Callable[[str], object] = importlib.import_module
     try:
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
-            return Check(f"{name}: {module}", True, "not installed")
         importing(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            return Check(f"{name}: {module}", True, "not in the installed version")
+        return Check(f"{name}: {module}", False, str(error), f"pip install {error.name}")
     except Exception as error:  # noqa: BLE001 - a framework may fail to import in any way; the doctor says so
         return Check(f"{name}: {module}", False, f"{type(error).__name__}: {error}"[:200], f"reinstall {name}")
     error = host().installed[name].error

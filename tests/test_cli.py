@@ -1,0 +1,152 @@
+"""The command line against a real kernel process, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+AIOS = str(Path(sys.executable).parent / "aios")
+SETTINGS = {"AIOS_MODEL": "fake", "AIOS_EMBEDDER": "hash", "AIOS_VECTORS": "exact", "AIOS_GRACE_S": "0.5"}
+AGENT = """
+import sys
+import aios_adapters as aios
+from aios_kernel.syscalls import LlmChat, Message
+
+@aios.agent(name="worker")
+def work(text):
+    print(aios.current().chat(LlmChat(messages=[Message("user", text)])).text, flush=True)
+
+work("say " + sys.argv[1])
+"""
+
+
+class Shell:
+    """Runs `aios` with a data directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
+        self.environment = clean | SETTINGS | {"AIOS_HOME": str(home)}
+        self.home = home
+
+    def __call__(self, *arguments: str, status: int = 0) -> str:
+        done = subprocess.run([AIOS, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([AIOS, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "home")
+
+
+@pytest.fixture
+def served(shell: Shell) -> Generator[Shell, None, None]:
+    kernel = shell.start("serve")
+    assert kernel.stdout is not None
+    assert "serving fake" in kernel.stdout.readline()
+    yield shell
+    kernel.send_signal(signal.SIGINT)
+    kernel.stdout.close()
+    assert kernel.wait(20) == 0
+
+
+def test_run_shows_what_the_agents_did(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    output = shell("run", str(file), "hello")
+    assert "hello" in output
+    assert "worker" in output
+    assert "LLM CALLS" in output
+
+
+def test_listings_have_json(served: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    served("run", str(file), "hello", "--quiet")
+    (row,) = json.loads(served("ps", "--json"))["programs"]
+    assert (row["agent"], row["state"], row["llm_calls"]) == ("worker", "finished", 1)
+    spans = json.loads(served("trace", "--json"))
+    assert [span["syscall"] for span in spans] == ["agent.spawn", "llm.chat", "agent.exit"]
+    assert json.loads(served("trace", row["program"], "--json")) == spans
+    target = tmp_path / "trace.json"
+    served("trace", "--perfetto", str(target))
+    events = json.loads(target.read_text())["traceEvents"]
+    assert {"llm.chat", "thread_name"} <= {event["name"] for event in events}
+    assert "worker" in served("ps")
+    assert "llm.chat" in served("trace")
+
+
+def test_a_second_kernel_says_who_owns_the_directory(served: Shell) -> None:
+    output = served("serve", status=1)
+    assert "another kernel" in output
+    assert "fix:" in output
+
+
+def test_kill(served: Shell) -> None:
+    assert "fix: aios ps" in served("kill", "nobody", status=1)
+    served("kill", "--kernel")
+
+
+def test_ctrl_c_in_the_middle_of_a_stream(served: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "streaming.py"
+    file.write_text(
+        "import aios_adapters as aios\n"
+        "from aios_kernel.syscalls import LlmChat, Message\n"
+        "@aios.agent(name='streamer')\n"
+        "def work():\n"
+        "    for piece in aios.current().stream(LlmChat(messages=[Message('user', 'think 200000')])):\n"
+        "        print('piece', flush=True)\n"
+        "work()\n"
+    )
+    streaming = subprocess.Popen(
+        [sys.executable, str(file)],
+        env=served.environment | {"AIOS_KERNEL": "auto"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert streaming.stdout is not None
+    streaming.stdout.readline()
+    streaming.send_signal(signal.SIGINT)
+    _, errors = streaming.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+    ends_at = time.monotonic() + 10
+    while (row := json.loads(served("ps", "--json"))["programs"][0])["state"] != "finished":
+        assert time.monotonic() < ends_at
+    assert "KeyboardInterrupt" in row["error"]
+    kernel = json.loads(served("ps", "--json"))["kernel"]
+    assert kernel["kv_free_tokens"] == kernel["kv_tokens"]
+
+
+def test_without_a_kernel(shell: Shell) -> None:
+    assert "fix: aios serve" in shell("ps", status=1)
+
+
+def test_config_says_where_values_come_from(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aios.toml").write_text('policy = "round_robin"\nmodel = "other"\n')
+    monkeypatch.chdir(tmp_path)
+    rows = {row["key"]: row for row in json.loads(shell("config", "show", "--json"))}
+    assert (rows["policy"]["value"], rows["policy"]["from"]) == ("round_robin", str(tmp_path / "aios.toml"))
+    assert (rows["model"]["value"], rows["model"]["from"]) == ("fake", "AIOS_MODEL")
+    assert rows["dtype"]["from"] == "default"
+    (tmp_path / "aios.toml").write_text('polcy = "fifo"\n')
+    assert 'did you mean "policy"' in shell("config", "show", status=1)
+
+
+def test_plugins_and_doctor(shell: Shell) -> None:
+    rows = json.loads(shell("plugins", "--json"))
+    assert {"langchain", "autogen", "llamaindex", "openai"} <= {row["adapter"] for row in rows}
+    checks = json.loads(shell("doctor", "--json"))
+    assert all(check["ok"] for check in checks), [check for check in checks if not check["ok"]]
+    assert any(check["found"] == "hooked" for check in checks)
