@@ -56,7 +56,8 @@ def served(shell: Shell) -> Generator[Shell, None, None]:
     assert kernel.stdout is not None
     assert "serving fake" in kernel.stdout.readline()
     yield shell
-    kernel.send_signal(signal.SIGINT)
+    if kernel.poll() is None:
+        kernel.send_signal(signal.SIGINT)
     kernel.stdout.close()
     assert kernel.wait(20) == 0
 

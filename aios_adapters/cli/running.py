@@ -52,7 +52,7 @@ def serve(
         process.stdin.write(kernel_input(config))
     # Ctrl-C in a terminal reaches the kernel too, a signal to this process alone does not: pass it on, then wait.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: process.terminate())
+        signal.signal(number, lambda _number, _frame: process.terminate())
     with os.fdopen(ours, "rb") as reports:
         _announce(config, reports.read())
     raise SystemExit(process.wait())

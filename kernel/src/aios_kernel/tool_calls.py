@@ -38,7 +38,7 @@ class ToolService:
         """End grants past their limit, so that a tool that hangs does not keep its program paused for ever."""
         for expired in self._grants.expired(now):
             for program in self._table.holding(expired.grant):
-                self._ended(program, expired.grant, expired.name, now - expired.began_s, errors.ToolTimeout.code)
+                self._ended(program, expired.grant, expired.name, now - expired.began_s, expired.error.code)
 
     def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant:
         grant = self._grants.begin(open_call.program.id, call, time.time())

@@ -37,7 +37,8 @@ class Connection:
         self._socket = sock
         self._ids = itertools.count(1)
         self._sinks: dict[int, Sink] = {}
-        self._lock = threading.Lock()
+        # Reentrant: a stream that the garbage collector closes may cancel while this thread is sending.
+        self._lock = threading.RLock()
         self._broken: errors.AiosError | None = None
         self._reader = frames.kernel_frames()
         self.pid = os.getpid()

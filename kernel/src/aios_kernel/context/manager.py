@@ -48,8 +48,9 @@ class ContextManager:
     def admit(self, held: Held) -> None:
         """Give a queued generation a context; its cached prefix is attached."""
         order = held.generation.order
-        held.context = self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
-        held.generation.cached = held.context.cached
+        context = self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
+        held.context = context
+        held.generation.cached = context.cached
 
     def swap_out(self, held: Held) -> None:
         """Snapshot a resident context to host memory and free its blocks."""

@@ -67,6 +67,9 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
         await kernel.shutdown.wait()
         if leaving is not None:
             leaving.cancel()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)  # an impatient second ctrl-C must not spoil an orderly end
     _log.info("stopped")
 
 
