@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import operator
-import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, TypedDict
 
@@ -163,16 +163,18 @@ def test_a_failed_step_goes_on_where_it_was(fake_kernel: KernelHandle) -> None:
     runs: list[str] = []
 
     def graph(broken: bool) -> Any:
-        good_done = threading.Event()
+        saver = InMemorySaver()
 
         def good(state: Count) -> Count:
             runs.append("good")
-            good_done.set()
+            time.sleep(0.05)  # so that its own thread submits its writes, outside of every context
             return {"steps": ["good"]}
 
         def bad(state: Count) -> Count:
             if broken:
-                good_done.wait(5)
+                assert fake_kernel.wait_for(
+                    lambda: "steps" in {w[1] for d in saver.writes.values() for w in d.values()}
+                )
                 raise RuntimeError("broken")
             return {"steps": ["bad"]}
 
@@ -180,7 +182,11 @@ def test_a_failed_step_goes_on_where_it_was(fake_kernel: KernelHandle) -> None:
         for name, node in (("good", good), ("bad", bad)):
             builder.add_node(name, node)
             builder.add_edge(START, name)
-        return builder.compile(checkpointer=InMemorySaver())
+        return builder.compile(checkpointer=saver)
+
+    def writers(saver: InMemorySaver) -> set[str]:
+        """The tasks that wrote steps: the input, and the good node."""
+        return {write[0] for writes in saver.writes.values() for write in writes.values() if write[1] == "steps"}
 
     @aios.agent(name="resumed")
     def run(broken: bool, inputs: Any) -> Any:

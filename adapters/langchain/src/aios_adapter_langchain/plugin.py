@@ -25,6 +25,7 @@ def aios_adapter() -> Adapter:
             "langchain_openai.chat_models.base": _keyless,
             "langgraph.checkpoint.base": _checkpoints,
             "langgraph.store.base": _stores,
+            "langgraph.pregel._executor": _executors,
         },
     )
 
@@ -63,3 +64,9 @@ def _stores(patcher: Patcher) -> None:
     from aios_adapter_langchain import stores
 
     stores.install(patcher)
+
+
+def _executors(patcher: Patcher) -> None:
+    from aios_adapter_langchain import executors
+
+    executors.install(patcher)
