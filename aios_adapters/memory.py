@@ -15,20 +15,21 @@ from aios_kernel.syscalls import MemoryAdd, MemorySearch, Note, Notes
 Filter: TypeAlias = Mapping[str, str | int | float | bool]
 
 
-def add(text: str, *, shared: bool = True, **metadata: Any) -> Note:
+def add(text: str, *, shared: bool = True, id: str | None = None, **metadata: Any) -> Note:
     """Remember a text; gives the note.
 
     Args:
         text: what to remember; searches compare its meaning.
         shared: keep it for the whole group, else for this agent alone.
+        id: replaces the note of this id, if there is one; None makes a new note.
         **metadata: JSON values to filter by later.
     """
-    return required("memory.add").call(_add(text, shared, metadata), Note)
+    return required("memory.add").call(_add(text, shared, id, metadata), Note)
 
 
-async def aadd(text: str, *, shared: bool = True, **metadata: Any) -> Note:
+async def aadd(text: str, *, shared: bool = True, id: str | None = None, **metadata: Any) -> Note:
     """Like `add`."""
-    return await required("memory.aadd").acall(_add(text, shared, metadata), Note)
+    return await required("memory.aadd").acall(_add(text, shared, id, metadata), Note)
 
 
 def search(query: str, k: int = 5, *, shared: bool = True, filter: Filter | None = None) -> list[Note]:
@@ -48,8 +49,8 @@ async def asearch(query: str, k: int = 5, *, shared: bool = True, filter: Filter
     return (await required("memory.asearch").acall(_search(query, k, shared, filter), Notes)).notes
 
 
-def _add(text: str, shared: bool, metadata: dict[str, Any]) -> MemoryAdd:
-    return MemoryAdd(text=text, namespace=_space(shared), metadata=metadata)
+def _add(text: str, shared: bool, id: str | None, metadata: dict[str, Any]) -> MemoryAdd:
+    return MemoryAdd(text=text, namespace=_space(shared), id=id, metadata=metadata)
 
 
 def _search(query: str, k: int, shared: bool, filter: Filter | None) -> MemorySearch:

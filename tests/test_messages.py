@@ -90,3 +90,13 @@ async def test_shared_notes_by_metadata_and_async(fake_kernel: KernelHandle) -> 
         return [note.text for note in await aios.memory.asearch("costs", filter={"item": "zebra-42"})]
 
     assert await alice() == ["zebra-42 costs 14.5"]
+
+
+async def test_a_note_of_the_same_id_is_replaced(fake_kernel: KernelHandle) -> None:
+    @aios.agent(name="alice")
+    async def alice() -> list[str]:
+        aios.memory.add("the budget is 40", id="budget")
+        await aios.memory.aadd("the budget is 50", id="budget")
+        return [note.text for note in aios.memory.search("budget")]
+
+    assert await alice() == ["the budget is 50"]

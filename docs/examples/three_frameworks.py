@@ -1,7 +1,7 @@
 """Agents of three frameworks hand work to each other through one kernel, which runs their one model.
 
     aios run docs/examples/three_frameworks.py                 # on the demo model
-    aios run docs/examples/three_frameworks.py "green tea" 3   # an item of the price list, and how many
+    aios run docs/examples/three_frameworks.py "cable #3" 7    # an item of the price list, and how many
     aios run --model Qwen/Qwen3-1.7B docs/examples/three_frameworks.py
 
 LangChain looks a price up, AutoGen calculates, LlamaIndex remembers the result; another LangChain agent, which is no
@@ -13,11 +13,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import operator
+import re
 import sys
 
 import aios_adapters as aios
 
-PRICES = {"kiwi_7": "12.5", "zebra-42": "14.5", "green tea": "6.25", "paper A4": "4.6", "cable #3": "5.2"}
+PRICES = {"kiwi_7": "12.5", "zebra-42": "14.5", "bolt M4": "0.15", "paper A4": "4.6", "cable #3": "5.2"}
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -46,7 +47,7 @@ def calculator(expression: str) -> str:
 
 async def remember(note: str) -> str:
     """Remember a note."""
-    await aios.memory.aadd(note)
+    await aios.memory.aadd(note, id=note.partition(" is ")[0])  # a later note on the same thing takes its place
     return "saved"
 
 
@@ -86,7 +87,7 @@ async def total(price: str, count: int) -> str:
 
 @flow.step(after=[total])
 async def note(total: str) -> str:
-    """LlamaIndex remembers it for the whole group, and tells the auditor that it does."""
+    """LlamaIndex remembers the cost for the whole group, and tells the auditor that it is about to."""
     from llama_index.core.agent.workflow import FunctionAgent
     from llama_index.core.tools import FunctionTool
     from llama_index.llms.openai import OpenAI
@@ -95,25 +96,26 @@ async def note(total: str) -> str:
     assert scope is not None
     await aios.asend("auditor", scope.program, topic="purchase")
     agent = FunctionAgent(tools=[FunctionTool.from_defaults(async_fn=remember)], llm=OpenAI(model="gpt-4o"))
-    return str(await agent.run(user_msg=f"Agent Boris says: {total} Remember it."))
+    numbers = re.findall(r"\d+(?:\.\d+)?", total) or [total]
+    return str(await agent.run(user_msg=f"Agent Bob says: the cost of Anna's order is {numbers[-1]}. Remember it."))
 
 
 @aios.agent(name="auditor")
-async def audit(item: str) -> str:
-    """An agent beside the workflow: waits for the bookkeeper's program to end, then recalls what it remembered."""
+async def audit() -> str:
+    """An agent beside the workflow: waits for LlamaIndex's program to end, then recalls what it remembered."""
     from langchain.agents import create_agent
     from langchain_openai import ChatOpenAI
 
     mail = await aios.areceive(topic="purchase")
     await aios.await_end(mail.body)
     agent = create_agent(ChatOpenAI(model="gpt-4o"), [recall])
-    state = await agent.ainvoke({"messages": [("user", f"What do you know about {item}?")]})
+    state = await agent.ainvoke({"messages": [("user", "What is the cost of Anna's order?")]})
     return state["messages"][-1].text
 
 
 async def main(item: str, count: int) -> None:
     """Run the workflow and the auditor side by side."""
-    run, recalled = await asyncio.gather(flow.arun(item=item, count=count), audit(item))
+    run, recalled = await asyncio.gather(flow.arun(item=item, count=count), audit())
     print(f"LangChain   {run[price]}")
     print(f"AutoGen     {run[total]}")
     print(f"LlamaIndex  {run[note]}")

@@ -2,7 +2,7 @@
 
     make metagpt                                        # once: its environment
     aios run docs/examples/with_metagpt.py              # on the demo model
-    aios run docs/examples/with_metagpt.py "green tea" 3
+    aios run docs/examples/with_metagpt.py "cable #3" 7
 
 MetaGPT cannot be installed beside the other frameworks. Its step is another process, `metagpt_worker.py`, which joins
 the same kernel: same model, same mailboxes, same memory, one row in `aios ps` like any other step.
@@ -20,7 +20,7 @@ import aios_adapters as aios
 
 HERE = Path(__file__).resolve().parent
 PYTHON = Path(os.environ.get("METAGPT_PYTHON", HERE.parents[1] / ".venv-metagpt" / "bin" / "python"))
-PRICES = {"kiwi_7": "12.5", "zebra-42": "14.5", "green tea": "6.25", "paper A4": "4.6", "cable #3": "5.2"}
+PRICES = {"kiwi_7": "12.5", "zebra-42": "14.5", "bolt M4": "0.15", "paper A4": "4.6", "cable #3": "5.2"}
 
 
 def lookup(item: str) -> str:
