@@ -63,7 +63,9 @@ def _kernel_complaint(parts: tuple[str, ...], first: str, rest: str, top_level: 
 
 def main() -> int:
     """Check every source file."""
-    files = [p for place in ("kernel/src", "aios_adapters", "adapters", "evals/src") for p in (ROOT / place).rglob("*.py")]
+    files = [
+        p for place in ("kernel/src", "aios_adapters", "adapters", "evals/src") for p in (ROOT / place).rglob("*.py")
+    ]
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {module}: {why}"
         for path in files
