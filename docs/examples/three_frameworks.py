@@ -95,7 +95,9 @@ async def note(total: str) -> str:
     scope = aios.current()
     assert scope is not None
     await aios.asend("auditor", scope.program, topic="purchase")
-    agent = FunctionAgent(tools=[FunctionTool.from_defaults(async_fn=remember)], llm=OpenAI(model="gpt-4o"))
+    agent = FunctionAgent(
+        tools=[FunctionTool.from_defaults(async_fn=remember)], llm=OpenAI(model="gpt-4o", temperature=0)
+    )
     numbers = re.findall(r"\d+(?:\.\d+)?", total) or [total]
     return str(await agent.run(user_msg=f"Agent Bob says: the cost of Anna's order is {numbers[-1]}. Remember it."))
 

@@ -64,7 +64,9 @@ async def note(total: str) -> str:
     from llama_index.core.tools import FunctionTool
     from llama_index.llms.openai import OpenAI
 
-    agent = FunctionAgent(tools=[FunctionTool.from_defaults(async_fn=remember)], llm=OpenAI(model="gpt-4o"))
+    agent = FunctionAgent(
+        tools=[FunctionTool.from_defaults(async_fn=remember)], llm=OpenAI(model="gpt-4o", temperature=0)
+    )
     return str(await agent.run(user_msg=f"Agent Carl says: {total} Remember it."))
 
 

@@ -1,0 +1,90 @@
+"""The examples of the documentation, run as their first lines say: other processes, a kernel process, no network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
+AIOS = Path(sys.executable).parent / "aios"
+METAGPT = Path(os.environ.get("METAGPT_PYTHON", ROOT / ".venv-metagpt" / "bin" / "python"))
+CALL = 'kiwi_7\ncall lookup {"item": "kiwi_7"}\n'
+"""An item whose question makes the fake model call the tool."""
+
+pytestmark = pytest.mark.slow
+needs_metagpt = pytest.mark.skipif(not METAGPT.exists(), reason="MetaGPT's environment is not made: make metagpt")
+
+
+def run(tmp_path: Path, *command: object, model: str) -> list[str]:
+    """The lines that a command prints, with a data directory of its own."""
+    environment = os.environ | {"AIOS_HOME": str(tmp_path / "aios"), "AIOS_MODEL": model, "AIOS_GRACE_S": "0.5"}
+    if model == "fake":
+        environment |= {"AIOS_EMBEDDER": "hash", "AIOS_VECTORS": "exact"}
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def test_three_frameworks_with_plain_python(tmp_path: Path) -> None:
+    lines = run(tmp_path, sys.executable, EXAMPLES / "three_frameworks.py", CALL, 4, model="fake")
+    assert lines == [
+        "LangChain   tool said: 12.5",
+        "AutoGen     echo: Agent Anna says: tool said: 12.5 What do 4 cost?",
+        "LlamaIndex  echo: Agent Bob says: the cost of Anna's order is 4. Remember it.",
+        "LangChain   echo: What is the cost of Anna's order?",
+    ]
+
+
+def test_three_frameworks_with_aios_run(tmp_path: Path) -> None:
+    lines = run(tmp_path, AIOS, "run", EXAMPLES / "three_frameworks.py", model="fake")
+    table = {words[0]: words[1] for line in lines if len(words := line.split()) == 7}
+    assert table == {
+        "auditor": "langchain",
+        "purchase/price": "langchain",
+        "purchase/total/accountant": "autogen",
+        "purchase/note": "llamaindex",
+    }
+
+
+def test_three_frameworks_on_the_demo_model(tmp_path: Path) -> None:
+    lines = run(tmp_path, sys.executable, EXAMPLES / "three_frameworks.py", model="demo")
+    assert lines == [
+        "LangChain   The price of kiwi_7 is 12.5.",
+        "AutoGen     4 kiwi_7 cost 50.",
+        "LlamaIndex  Noted: the cost of Anna's order is 50.",
+        "LangChain   The cost of Anna's order is 50.",
+    ]
+
+
+@needs_metagpt
+def test_metagpt_takes_part_from_its_own_environment(tmp_path: Path) -> None:
+    lines = run(tmp_path, AIOS, "run", EXAMPLES / "with_metagpt.py", CALL, 4, model="fake")
+    answers = [line for line in lines if line.startswith(("LangChain", "MetaGPT", "LlamaIndex"))]
+    assert answers[0] == "LangChain   tool said: 12.5"
+    assert answers[1].startswith("MetaGPT     4 kiwi_7")
+    assert any(line.split()[:2] == ["order/total/Carl(Accountant)", "metagpt"] for line in lines)
+
+
+@needs_metagpt
+def test_metagpt_on_the_demo_model(tmp_path: Path) -> None:
+    lines = run(tmp_path, sys.executable, EXAMPLES / "with_metagpt.py", model="demo")
+    assert lines[-3:] == [
+        "LangChain   The price of kiwi_7 is 12.5.",
+        "MetaGPT     4 kiwi_7 cost 50.",
+        "LlamaIndex  Noted: 4 kiwi_7 cost 50.",
+    ]
+
+
+def test_without_metagpts_environment_the_example_says_what_to_do(tmp_path: Path) -> None:
+    environment = os.environ | {"METAGPT_PYTHON": str(tmp_path / "nowhere"), "AIOS_HOME": str(tmp_path)}
+    command = [sys.executable, str(EXAMPLES / "with_metagpt.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "fix: make metagpt" in done.stderr
