@@ -1,1 +1,3 @@
+"""Fixtures for every test of the repository."""
+
 pytest_plugins = ["aios_adapters.testing"]

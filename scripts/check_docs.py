@@ -1,7 +1,8 @@
 """Run the code blocks of the documents, each Python file in a process of its own, on the demo model.
 
 A block is marked by the info string: ```python run``` is executed as a file of its own; ```bash run``` is executed
-line by line with the environment's `aios` on the PATH. Other blocks are only read. Every run has its own data directory.
+line by line with the environment's `aios` on the PATH. Other blocks are only read. Every run has a fresh data
+directory.
 """
 
 from __future__ import annotations

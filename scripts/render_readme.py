@@ -57,7 +57,8 @@ def _speedup(result: Mapping[str, Any]) -> str:
     return (
         "The same agents on recorded work (tau-bench airline, MINT), a 34 M model, every recorded token computed:\n\n"
         f"{_table(head, cells)}\n{_where(result)}.\n"
-        "*Same choices*: the share of positions at which the model's own greedy token is that of `generate`, ties aside.\n"
+        "*Same choices*: the share of positions at which the model's own greedy token is that of `generate`,\n"
+        "ties aside.\n"
     )
 
 

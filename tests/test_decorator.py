@@ -9,8 +9,9 @@ import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import aios_adapters as aios
 import pytest
+
+import aios_adapters as aios
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
 from aios_kernel.syscalls import LlmChat, Message, ProgramInfo, ToolSpec
@@ -292,6 +293,7 @@ def test_a_tool_that_raises_and_a_tool_that_hangs(fake_kernel: KernelHandle, mon
 
 def _short_grants(original: object) -> object:
     import msgspec
+
     from aios_kernel.syscalls import ToolGrant
 
     def call(self: object, *args: object, **kwargs: object) -> object:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from aios_kernel.chat.generation import StopFilter
 from hypothesis import given
 from hypothesis import strategies as st
+
+from aios_kernel.chat.generation import StopFilter
 
 ALPHABET = st.text("abc", max_size=30)
 

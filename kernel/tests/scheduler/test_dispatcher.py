@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.service import ChatService
@@ -19,8 +22,6 @@ from aios_kernel.scheduler.fifo import Fifo
 from aios_kernel.scheduler.protocol import Policy
 from aios_kernel.scheduler.round_robin import RoundRobin
 from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "fifo": lambda: Fifo({}),

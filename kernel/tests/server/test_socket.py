@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from aios_kernel import errors, frames
 from aios_kernel.client import AsyncClient, Client, Connection, connect, kernel_command, kernel_input
 from aios_kernel.config import Config, socket_of, token_file_of

@@ -1,7 +1,8 @@
 """The engine contract: the kernel decides who runs in each step, the engine executes.
 
 An engine knows tokens and KV blocks; it knows no agents, chats or stop strings. It is driven by one thread.
-Capabilities are declared, not guessed. Exact continuation is promised for the same engine, dtype and weights (`fingerprint`) only.
+Capabilities are declared, not guessed. Exact continuation is promised for the same engine, dtype and weights
+(`fingerprint`) only.
 """
 
 from __future__ import annotations
