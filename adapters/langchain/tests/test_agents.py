@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypedDict
@@ -10,6 +11,8 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel
@@ -33,7 +36,11 @@ def build(name: str | None = None, **options: Any) -> Any:
 
 
 def llm_calls(kernel: KernelHandle) -> dict[str, int]:
-    return {program.agent: program.llm_calls for program in kernel.ps() if program.llm_calls}
+    """LLM calls by agent, of all its runs."""
+    calls: Counter[str] = Counter()
+    for program in kernel.ps():
+        calls[program.agent] += program.llm_calls
+    return {agent: count for agent, count in calls.items() if count}
 
 
 QUESTION = asking('call add {"a": 1, "b": 2}')
@@ -225,3 +232,38 @@ async def test_leaving_a_graphs_stream_stops_the_generation(fake_kernel: KernelH
         fake_kernel.wait_for,
         lambda: [span.outcome for span in fake_kernel.spans() if span.syscall == "llm.chat"] == ["cancelled"],
     )
+
+
+async def test_the_functional_api(fake_kernel: KernelHandle) -> None:
+    model = ChatOpenAI(model="gpt-4o")
+
+    @task
+    def say(word: str) -> str:
+        return model.invoke(f"say {word}").text
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def both(words: list[str]) -> list[str]:
+        return [future.result() for future in [say(word) for word in words]]
+
+    @aios.agent(name="functional")
+    async def run() -> list[list[str]]:
+        threads: list[Any] = [{"configurable": {"thread_id": str(n)}} for n in range(2)]
+        return [both.invoke(["a", "b"], threads[0]), await both.ainvoke(["c", "d"], threads[1])]
+
+    assert await run() == [["a", "b"], ["c", "d"]]
+    assert llm_calls(fake_kernel) == {"functional": 4}
+
+
+def test_subgraphs_and_their_checkpoints(fake_kernel: KernelHandle) -> None:
+    @aios.agent(name="outer")
+    def run(text: str) -> list[str]:
+        builder: Any = StateGraph(State)
+        builder.add_node("inner", create_agent(ChatOpenAI(model="gpt-4o"), [add], name="inner", checkpointer=True))
+        builder.add_edge(START, "inner")
+        graph = builder.compile(checkpointer=InMemorySaver())
+        config: Any = {"configurable": {"thread_id": "1"}}
+        return [message.content for message in graph.invoke(asking(text), config)["messages"]]
+
+    assert run("say a") == ["say a", "a"]
+    assert run("say b") == ["say a", "a", "say b", "b"]
+    assert llm_calls(fake_kernel) == {"outer/inner": 2}

@@ -9,15 +9,19 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, StructuredTool, Tool, ToolException, tool
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, Tool, ToolException, tool
 from langchain_openai import ChatOpenAI
-from langgraph.prebuilt import InjectedState
+from langgraph.prebuilt import InjectedState, ToolRuntime
 from pydantic import ValidationError
 
 import aios_adapters as aios
+from aios_adapters import host
 from aios_adapters._scope import Scope
+from aios_adapters.hookspecs import hookimpl
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
+from aios_kernel.syscalls import LlmChat
 
 
 @tool
@@ -88,6 +92,21 @@ async def test_every_call_passes_once(fake_kernel: KernelHandle) -> None:
     assert fake_kernel.wait_for(lambda: len(tool_runs(fake_kernel)) == 4)
     assert tool_runs(fake_kernel) == [("add", "ok"), ("add", "ok"), ("aadd", "ok"), ("plain", "ok")]
     assert begun(fake_kernel) == 4
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "\ud800", {1: {2}}, "x" * 5_000_000], ids=["nan", "half", "set", "long"])
+def test_arguments_that_json_has_not(fake_kernel: KernelHandle, odd: Any) -> None:
+    @tool
+    def take(what: Any) -> bool:
+        """Take anything."""
+        return what is odd
+
+    @aios.agent(name="tools")
+    def use() -> bool:
+        return take.invoke({"what": odd})
+
+    assert use()
+    assert begun(fake_kernel) == 1
 
 
 def test_a_late_class_with_its_own_methods(fake_kernel: KernelHandle) -> None:
@@ -164,6 +183,39 @@ def test_artifacts_and_injected_state_stay(fake_kernel: KernelHandle) -> None:
     result = next(message for message in use() if isinstance(message, ToolMessage))
     assert (result.content, result.artifact) == ("found k", [1, 2])
     assert seen == ['call look {"key": "k"}']
+
+
+async def test_what_langchain_injects_is_there_and_is_not_shown(fake_kernel: KernelHandle) -> None:
+    @tool
+    def inspect(
+        text: str, config: RunnableConfig, runtime: ToolRuntime, call_id: Annotated[str, InjectedToolCallId]
+    ) -> str:
+        """Look at what is injected."""
+        return f"{text} {config['configurable']['user']} {runtime.state['messages'][0].type} {bool(call_id)}"
+
+    sent: list[str] = []
+
+    class Listening:
+        @hookimpl
+        def aios_llm_request(self, call: LlmChat) -> None:
+            sent.extend(str(spec.parameters["properties"]) for spec in call.tools)
+
+    agent = create_agent(ChatOpenAI(model="gpt-4o"), [inspect])
+
+    @aios.agent(name="tools")
+    async def use() -> list[str]:
+        inputs: Any = {"messages": [HumanMessage('call inspect {"text": "hi"}')]}
+        config: Any = {"configurable": {"user": "ann"}}
+        states = [agent.invoke(inputs, config), await agent.ainvoke(inputs, config)]
+        return [state["messages"][-1].content for state in states]
+
+    listening = Listening()
+    host().register(listening)
+    try:
+        assert await use() == ["tool said: hi ann human True"] * 2
+    finally:
+        host().unregister(listening)
+    assert all("text" in shown and "config" not in shown and "call_id" not in shown for shown in sent)
 
 
 async def test_a_refusal_comes_back_to_the_model(fake_kernel: KernelHandle, refusing: None) -> None:

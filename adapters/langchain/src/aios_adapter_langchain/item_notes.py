@@ -80,7 +80,9 @@ def texts_of(value: Mapping[str, Any], index: Any, config: Any) -> list[str] | N
 def _encoded(value: dict[str, Any]) -> Any:
     """The value itself if JSON gives it back unchanged, else LangGraph's msgpack of it."""
     try:
-        if json.loads(json.dumps(value, allow_nan=False)) == value:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()  # half a surrogate pair cannot be sent
+        if json.loads(text) == value:
             return value
     except (TypeError, ValueError, RecursionError):
         pass

@@ -20,6 +20,9 @@ from aios_adapters import Scope
 from aios_adapters.patching import Patcher
 from aios_kernel.errors import AccessDenied, AiosError, ToolError, ToolTimeout
 
+_MOST_CHARACTERS = 500_000
+"""Arguments are shown to the kernel, not sent through it: longer ones are cut."""
+
 
 class ToolDenied(AccessDenied, ToolException):
     """The kernel refused the tool."""
@@ -145,6 +148,10 @@ def _arguments(tool: Any, tool_input: Any) -> str:
     """The call's arguments as JSON, without what LangGraph injects; a bare text under LangChain's name for it."""
     shown = tool._filter_injected_args(tool_input) if isinstance(tool_input, dict) else {"__arg1": tool_input}
     try:
-        return json.dumps(shown, default=str)
-    except (TypeError, ValueError):  # keys that are no strings, cycles: the tool may take them all the same
-        return json.dumps({"__arg1": str(tool_input)})
+        text = json.dumps(shown, default=str, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError):  # odd keys, cycles, NaN, half a surrogate: the tool may take them all the same
+        text = ""
+    if 0 < len(text) <= _MOST_CHARACTERS:
+        return text
+    return json.dumps({"__arg1": str(shown)[:_MOST_CHARACTERS].encode(errors="replace").decode()})
