@@ -125,6 +125,11 @@ class Scope:
                 scope = self._children[name] = Scope(options, self._link, self)
             return scope
 
+    def has_child(self, name: str) -> bool:
+        """Whether a framework's own agent of this name has run inside this scope."""
+        with self._lock:
+            return name in self._children
+
     @contextlib.contextmanager
     def on(self) -> Generator[Scope]:
         """Switch this scope on. Never let a generator's `yield` fall inside: step it with `on()` around each step."""

@@ -121,3 +121,14 @@ def test_a_framework_that_comes_to_light_late_is_named_too(fake_kernel: KernelHa
     run()
     (row,) = fake_kernel.ps()
     assert (row.framework, row.llm_calls, row.memory_calls) == ("latecomer", 2, 1)
+
+
+def test_a_scope_knows_the_names_inside_it(fake_kernel: KernelHandle) -> None:
+    with aios.running("team") as team, aios.running("expert") as expert:
+        assert team is not None
+        assert expert is not None
+        assert not team.has_child("worker")
+        assert team.child("worker", "test") is team.child("worker", "test")
+        assert team.has_child("worker")
+        assert not expert.has_child("worker")
+        assert not team.has_child("expert")  # decorated agents say themselves who they are

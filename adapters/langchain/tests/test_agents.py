@@ -152,6 +152,26 @@ def test_an_agent_as_a_tool_of_another(fake_kernel: KernelHandle) -> None:
     assert llm_calls(fake_kernel) == {"office/boss": 2, "office/helper": 1}
 
 
+def test_a_decorated_agent_as_a_tool_of_a_named_one(fake_kernel: KernelHandle) -> None:
+    @aios.agent(name="expert")
+    def expert(text: str) -> str:
+        return ChatOpenAI(model="gpt-4o").invoke(text).text
+
+    @tool
+    def ask_expert(text: str) -> str:
+        """Ask the expert."""
+        return expert(text)
+
+    boss = create_agent(ChatOpenAI(model="gpt-4o"), [ask_expert], name="boss")
+
+    @aios.agent(name="office")
+    def run() -> str:
+        return boss.invoke(asking('call ask_expert {"text": "say hello"}'))["messages"][-1].content
+
+    assert run() == "tool said: hello"
+    assert llm_calls(fake_kernel) == {"office/boss": 2, "office/expert": 1}
+
+
 async def test_two_agents_at_the_same_time(fake_kernel: KernelHandle) -> None:
     graph = build()
 

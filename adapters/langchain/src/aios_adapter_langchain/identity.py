@@ -18,4 +18,14 @@ def caller(scope: Scope) -> Scope:
     config = var_child_runnable_config.get()
     metadata = (config or {}).get("metadata") or {}
     name = metadata.get("lc_agent_name")
-    return scope.child(name if isinstance(name, str) else None, FRAMEWORK)
+    if not isinstance(name, str) or _inherited(scope, name):
+        return scope
+    return scope.child(name, FRAMEWORK)
+
+
+def _inherited(scope: Scope, name: str) -> bool:
+    """Whether the name is that of an agent around this one: a decorated agent that is a tool of LangChain's agent."""
+    outer = scope.parent
+    while outer is not None and not outer.has_child(name):
+        outer = outer.parent
+    return outer is not None
