@@ -48,6 +48,7 @@ def test_three_frameworks_with_aios_run(tmp_path: Path) -> None:
     assert table == {
         "auditor": "langchain",
         "purchase/price": "langchain",
+        "purchase/total": "autogen",
         "purchase/total/accountant": "autogen",
         "purchase/note": "llamaindex",
     }
