@@ -11,7 +11,6 @@ from aios_kernel.memory import ChromaIndex, ExactIndex, HashEmbedder, MemoryMana
 
 INDEXES: dict[str, Callable[[Path, str], VectorIndex]] = {
     "chroma": lambda home, model: ChromaIndex(home / "chroma", model),
-    "chroma-graph": lambda home, model: ChromaIndex(home / "chroma", model, exact_limit=0),
     "exact": lambda home, model: ExactIndex(),
 }
 
@@ -23,9 +22,8 @@ def make_index(request: pytest.FixtureRequest) -> Callable[[Path, str], VectorIn
     return INDEXES[request.param]
 
 
-@pytest.fixture(params=["chroma", "exact"])
-def make_memory(request: pytest.FixtureRequest) -> MakeManager:
-    make_index = INDEXES[request.param]
+@pytest.fixture
+def make_memory(make_index: Callable[[Path, str], VectorIndex]) -> MakeManager:
     return lambda home: MemoryManager(home, HashEmbedder(), lambda model: make_index(home, model))
 
 

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chromadb.api.shared_system_client import SharedSystemClient
 
 from aios_kernel.errors import InternalError
-from aios_kernel.memory import ChromaIndex, ExactIndex, HashEmbedder, MemoryManager, Space
+from aios_kernel.memory import ChromaIndex, ChromaStore, ExactIndex, HashEmbedder, MemoryManager, Space
 from aios_kernel.memory.index import Vectors
 from aios_kernel.syscalls import MemoryAdd, MemorySearch, MemoryUpdate
 
@@ -63,7 +62,7 @@ async def test_the_index_follows_without_being_asked(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
     assert await memory._db.read(lambda db: db.execute("SELECT count(*) FROM outbox").fetchone()[0]) == 0
     await memory.close()
-    index = ChromaIndex(tmp_path / "chroma", HashEmbedder.name)
+    index = ChromaStore(tmp_path / "chroma", HashEmbedder.name)
     assert index.count(SPACE) == 20
     index.close()
 
@@ -78,7 +77,7 @@ async def test_an_index_that_disagrees_is_rebuilt(tmp_path: Path, damage: str) -
     if damage == "lost":
         shutil.rmtree(tmp_path / "chroma")
     else:
-        index = ChromaIndex(tmp_path / "chroma", HashEmbedder.name)
+        index = ChromaStore(tmp_path / "chroma", HashEmbedder.name)
         if damage == "missing vector":
             index.delete(SPACE, ["n7"])
         else:
@@ -106,7 +105,6 @@ async def test_a_broken_index_is_a_typed_error_and_the_rows_live_on(tmp_path: Pa
     await second.add("u", NS, "alice", MemoryAdd(text="more"))
     await second.close()
     (tmp_path / "chroma").unlink()
-    SharedSystemClient.clear_system_cache()  # chroma remembers its failed start; the next kernel is a new process
     third = with_chroma(tmp_path)
     assert sorted(await texts(third, "kept", k=5)) == ["kept", "more"]
     await third.close()

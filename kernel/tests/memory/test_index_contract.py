@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aios_kernel.memory import ChromaIndex, Space, VectorIndex
+from aios_kernel.errors import InternalError, KernelLocked
+from aios_kernel.memory import ChromaIndex, ChromaStore, ExactIndex, HashEmbedder, Space, VectorIndex, chroma_worker
 
 A, B = Space("u", "agent/a"), Space("u", "agent/b")
+SPACES = [A, B, Space("u\0agent/a", ""), Space("v", "agent/a"), Space("u", "agent/a/b")]
 
 
 def vectors(n: int, seed: int = 0, dimensions: int = 32) -> np.ndarray:
@@ -23,9 +28,23 @@ def ids(n: int, prefix: str = "n") -> list[str]:
     return [f"{prefix}{i}" for i in range(n)]
 
 
-@pytest.fixture
-def index(make_index: Callable[[Path, str], VectorIndex], tmp_path: Path) -> Iterator[VectorIndex]:
-    made = make_index(tmp_path, "m")
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaIndex]:
+    """One chroma worker for all tests: its start takes a second."""
+    made = ChromaIndex(tmp_path_factory.mktemp("worker") / "chroma", "m")
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["chroma", "chroma-graph", "exact"])
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VectorIndex]:
+    if request.param == "chroma":
+        made = request.getfixturevalue("worker")
+        yield made
+        for space in SPACES:
+            made.drop(space)
+        return
+    made = ChromaStore(tmp_path / "chroma", "m") if request.param == "chroma-graph" else ExactIndex()
     yield made
     made.close()
 
@@ -78,14 +97,13 @@ def test_deleted_ids_are_gone_and_unknown_ones_no_error(index: VectorIndex) -> N
 
 def test_spaces_are_apart_and_can_be_dropped(index: VectorIndex) -> None:
     stored = vectors(20)
-    tricky = [A, B, Space("u\0agent/a", ""), Space("v", "agent/a"), Space("u", "agent/a/b")]
-    for number, space in enumerate(tricky):
+    for number, space in enumerate(SPACES):
         index.add(space, [f"s{number}"], stored[number : number + 1])
-    for number, space in enumerate(tricky):
+    for number, space in enumerate(SPACES):
         assert [hit.id for hit in index.search(space, stored[0], 10)] == [f"s{number}"]
     index.drop(A)
     index.drop(Space("u", "never"))
-    assert [index.count(space) for space in tricky] == [0, 1, 1, 1, 1]
+    assert [index.count(space) for space in SPACES] == [0, 1, 1, 1, 1]
     assert index.search(A, stored[0], 3) == []
     index.add(A, ["again"], stored[:1])
     assert index.count(A) == 1
@@ -123,17 +141,14 @@ def test_searches_run_while_another_thread_changes_the_index(index: VectorIndex)
     assert index.count(A) == 300 - 15
 
 
-def test_nearly_equal_vectors_are_all_found(tmp_path: Path) -> None:
+def test_nearly_equal_vectors_are_all_found(worker: ChromaIndex) -> None:
     """The case that chroma's graph search gets wrong for about one vector in twenty."""
-    from aios_kernel.memory import HashEmbedder
-
     names = [f"c0w{i % 4}x{i}" for i in range(1200)]
     stored = HashEmbedder().embed([f"{name} draft" for name in names])
-    index = ChromaIndex(tmp_path, "m")
     for start in range(0, 1200, 60):
-        index.add(A, names[start : start + 60], stored[start : start + 60])
-    assert {hit.id for hit in index.search(A, stored[0], 5000)} == set(names)
-    index.close()
+        worker.add(A, names[start : start + 60], stored[start : start + 60])
+    assert {hit.id for hit in worker.search(A, stored[0], 5000)} == set(names)
+    worker.drop(A)
 
 
 def test_copies_in_ram_stay_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +175,54 @@ def test_copies_in_ram_stay_in_bounds(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_chroma_keeps_its_vectors_and_drops_another_models(tmp_path: Path) -> None:
     stored = vectors(50)
-    first = ChromaIndex(tmp_path / "chroma", "m")
+    first = ChromaStore(tmp_path / "chroma", "m")
     first.add(A, ids(50), stored)
     first.close()
-    second = ChromaIndex(tmp_path / "chroma", "m")
+    second = ChromaIndex(tmp_path / "chroma", "m", exact_limit=10)
     assert second.count(A) == 50
     assert second.search(A, stored[7], 1)[0].id == "n7"
+    assert second.search(A, stored[7], 1, ["n8", "missing"])[0].id == "n8"
+    assert A in second._large
     second.close()
-    other = ChromaIndex(tmp_path / "chroma", "other model")
+    other = ChromaStore(tmp_path / "chroma", "other model")
     assert other.count(A) == 0
     other.add(A, ["wide"], vectors(1, dimensions=64))
     other.close()
-    third = ChromaIndex(tmp_path / "chroma", "m")
+    third = ChromaStore(tmp_path / "chroma", "m")
     assert third.count(A) == 0
     third.close()
+
+
+def test_a_worker_that_died_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    stored = vectors(50)
+    index = ChromaIndex(tmp_path / "chroma", "m", exact_limit=10)
+    index.add(A, ids(50), stored)
+    process = index._worker._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert index.search(A, stored[7], 1)[0].id == "n7"
+    process = index._worker._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    dying = threading.Timer(0.3, process.kill)  # in the middle of the next question
+    dying.start()
+    with pytest.raises(InternalError, match="process of the vector index died"):
+        index.search(A, stored[7], 1)
+    assert index.search(A, stored[7], 1)[0].id == "n7"
+    assert index.count(A) == 50
+    index.close()
+
+
+def test_a_second_owner_of_the_folder_is_refused(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / "chroma.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = threading.Timer(0.5, os.close, [lock])  # the worker of a killed kernel, about to end
+    waiting.start()
+    index = ChromaIndex(tmp_path / "chroma", "m")
+    waiting.join()
+    assert index.count(A) == 0
+    with pytest.raises(KernelLocked, match="another process holds"):
+        chroma_worker.lock_folder(tmp_path / "chroma", wait_s=0.1)
+    index.close()
+    os.close(chroma_worker.lock_folder(tmp_path / "chroma", wait_s=0.1))

@@ -1,6 +1,7 @@
 """Long-term memory: notes in SQLite, found again through vectors."""
 
 from aios_kernel.memory.chroma import ChromaIndex
+from aios_kernel.memory.chroma_store import ChromaStore
 from aios_kernel.memory.embedder import Embedder, HashEmbedder
 from aios_kernel.memory.exact import ExactIndex
 from aios_kernel.memory.index import Space, VectorIndex
@@ -9,6 +10,7 @@ from aios_kernel.memory.minilm import SentenceTransformerEmbedder
 
 __all__ = [
     "ChromaIndex",
+    "ChromaStore",
     "Embedder",
     "ExactIndex",
     "HashEmbedder",

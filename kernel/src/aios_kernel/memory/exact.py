@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from aios_kernel.memory.index import Hit, Space, Vector, Vectors
+from aios_kernel.memory.index import Hit, Space, Vector, Vectors, similarities
 
 
 @final
@@ -44,7 +44,7 @@ class _Matrix:
             rows = np.arange(len(self.ids))
         else:
             rows = np.array([self._row[id] for id in allowed if id in self._row], np.intp)
-        scores = self._rows[rows] @ vector if allowed is not None else self._rows[: len(self.ids)] @ vector
+        scores = similarities(self._rows[: len(self.ids)] if allowed is None else self._rows[rows], vector)
         return [Hit(self.ids[int(rows[at])], float(scores[at])) for at in _best(scores, k)]
 
 

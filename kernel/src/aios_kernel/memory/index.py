@@ -28,6 +28,14 @@ class Hit(NamedTuple):
     score: float
 
 
+def similarities(vectors: Vectors, vector: Vector) -> Vector:
+    """Cosines of unit vectors with another, shape [n].
+
+    Not by BLAS, whose threads would compete with the engine's: on a busy machine that made 0.5 ms of work take 30 ms.
+    """
+    return np.einsum("nd,d->n", vectors, vector)
+
+
 class VectorIndex(Protocol):
     """Nearest neighbours by cosine, space by space. `search` may run on one thread while another changes the index."""
 

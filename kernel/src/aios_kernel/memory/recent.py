@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from aios_kernel.memory.index import Hit, Space, Vector
+from aios_kernel.memory.index import Hit, Space, Vector, similarities
 
 
 class Latest(NamedTuple):
@@ -55,5 +55,5 @@ def nearest(recent: Mapping[str, Latest], vector: Vector, allowed: Collection[st
     ]
     if not known:
         return []
-    scores = np.stack([stored for _, stored in known]) @ vector
+    scores = similarities(np.stack([stored for _, stored in known]), vector)
     return [Hit(id, float(score)) for (id, _), score in zip(known, scores, strict=True)]
