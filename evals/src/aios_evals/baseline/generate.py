@@ -45,7 +45,9 @@ class LockedGenerate:
         """Load model and tokenizer from a folder, in float32."""
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         return cls(model.eval(), load_codec(path), path.name)
 
@@ -86,7 +88,7 @@ class LockedGenerate:
         pieces.append(stream.finish())
         calls = [tool_call for piece in pieces for tool_call in piece.tool_calls]
         return LlmResult(
-            model=self._name,
+            model=call.model or self._name,
             text="".join(piece.text for piece in pieces),
             tool_calls=calls,
             finish_reason="tool_calls" if calls else "stop" if ended else "length",

@@ -126,8 +126,13 @@ def main() -> None:
     """Serve until terminated."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; default the library's choice")
     parser.add_argument("--forward", help="base URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     options = parser.parse_args()
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
     asyncio.run(_serve(options.model, options.forward))
 
 

@@ -32,6 +32,8 @@ from aios_kernel.syscalls import (
 )
 
 TOPIC = "noted"
+THREADS = 1
+"""Of torch, with the kernel and without: the demo model is too small to gain from more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def demo(each: int, trace: Path, *, baseline: bool) -> bool:
 
 async def _with_kernel(work: Sequence[Job], trace: Path) -> tuple[Run, KernelView]:
     with tempfile.TemporaryDirectory(prefix="aios-demo-") as home:
-        config = load({"home": home, "kernel": "auto", "model": "demo"})
+        config = load({"home": home, "kernel": "auto", "model": "demo", "threads": THREADS})
         connection = await asyncio.to_thread(connect, config, client="demo")
         client = AsyncClient(connection)
         began = time.perf_counter()
@@ -109,7 +111,7 @@ async def _look(client: AsyncClient, trace: Path) -> KernelView:
 
 async def _without_kernel(work: Sequence[Job]) -> Run:
     """The same agents one at a time, their frameworks pointed at `generate` behind a lock; loading is not counted."""
-    async with server_mode(DEMO, {}) as mode:
+    async with server_mode(DEMO, {}, threads=THREADS) as mode:
         tools = toolbox(PlainNotes())
         answers: dict[str, list[str]] = {}
         began = time.perf_counter()

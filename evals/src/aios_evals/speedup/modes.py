@@ -102,12 +102,15 @@ class KernelMode:
 
 @asynccontextmanager
 async def server_mode(
-    model: Path, runs: Mapping[str, Trajectory], *, forward: str | None = None
+    model: Path, runs: Mapping[str, Trajectory], *, forward: str | None = None, threads: int | None = None
 ) -> AsyncGenerator[Mode]:
     """`generate` behind a lock, or with `forward` another server, in a process of its own."""
     command = [sys.executable, "-m", "aios_evals.baseline.server", str(model)]
     process = await asyncio.create_subprocess_exec(
-        *command, *(["--forward", forward] if forward else []), stdout=asyncio.subprocess.PIPE
+        *command,
+        *(["--forward", forward] if forward else []),
+        *(["--threads", str(threads)] if threads else []),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     try:
