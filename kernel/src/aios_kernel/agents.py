@@ -42,7 +42,7 @@ class AgentService:
     mail: Mailboxes = field(default_factory=Mailboxes)
     open_calls: dict[str, set[OpenCall]] = field(default_factory=dict[str, set[OpenCall]])
     """Open syscalls by program."""
-    _waiters: dict[str, list[asyncio.Future[None]]] = field(default_factory=dict[str, list[asyncio.Future[None]]])
+    _waiters: dict[str, set[asyncio.Future[None]]] = field(default_factory=dict[str, set[asyncio.Future[None]]])
 
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
         """Register a program."""
@@ -52,6 +52,8 @@ class AgentService:
 
     def exit(self, program: Program, error: str | None, *, keep: OpenCall | None = None) -> int:
         """End a program and its children: their open calls are cancelled, but `keep`. Gives how many ended."""
+        if program.finished_s is not None:  # with its parent, a moment ago
+            return 0
         family = self.table.family(program)
         for member in reversed(family):
             for call in list(self.open_calls.get(member.id, ())):
@@ -59,6 +61,7 @@ class AgentService:
                     call.fail(errors.Cancelled("the program has ended", fix="run it again"))
             self.table.finish(member, error)
             self.open_calls.pop(member.id, None)
+            self.mail.discard(member.principal, member.id)
             self.drop(member)
             self.observe(ProgramEnded(member.id))
             for waiter in self._waiters.pop(member.id, ()):
@@ -76,6 +79,10 @@ class AgentService:
     def do_send(self, open_call: OpenCall, call: AgentSend) -> Ok:
         """`agent.send`: to a running program's id, else to an agent's name (which need not run yet)."""
         sender = open_call.program
+        if self.table.has_finished(call.to, sender.principal):
+            raise errors.NotFound(
+                f'program "{call.to}" has ended and reads no messages', fix="send to its agent's name"
+            )
         mail = Mail(sender=sender.agent, body=call.body, topic=call.topic, sent_s=time.time())
         self.mail.put(sender.principal, call.to, mail)
         return Ok()
@@ -83,17 +90,23 @@ class AgentService:
     async def do_receive(self, open_call: OpenCall, call: AgentReceive) -> Mail:
         """`agent.receive`: from the mailboxes of the caller's name and of this program."""
         program = open_call.program
+        _check_timeout(call.timeout_s)
         take = self.mail.take(program.principal, [program.id, program.agent], call.topic, call.sender)
         what = f"a message from {call.sender or 'anyone'}" + (f' on "{call.topic}"' if call.topic else "")
         return await self._waiting(program, what, take, call.timeout_s)
 
     async def do_wait(self, open_call: OpenCall, call: AgentWait) -> ProgramInfo:
         """`agent.wait`."""
+        _check_timeout(call.timeout_s)
         target = self.table.find(call.program, open_call.program.principal)
         if target.finished_s is None:
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.setdefault(target.id, []).append(ended)
-            await self._waiting(open_call.program, f"the end of {target.agent}", ended, call.timeout_s)
+            waiters = self._waiters.setdefault(target.id, set())
+            waiters.add(ended)
+            try:
+                await self._waiting(open_call.program, f"the end of {target.agent}", ended, call.timeout_s)
+            finally:
+                waiters.discard(ended)
         return target.info()
 
     def do_priority(self, open_call: OpenCall, call: AgentPriority) -> Ok:
@@ -132,3 +145,9 @@ class AgentService:
         finally:
             program.waits.remove(what)
             program.account.message_s += time.monotonic() - began
+
+
+def _check_timeout(timeout_s: float | None) -> None:
+    """Refuse what is no time; a NaN would spoil the order of the loop's timers."""
+    if timeout_s is not None and not timeout_s >= 0:
+        raise errors.InvalidRequest(f"timeout_s is {timeout_s}; it must be 0 or more", fix="change timeout_s")

@@ -31,9 +31,13 @@ class OpenCall:
     opened_s: float = field(default_factory=time.time)
     started_s: float | None = None
     """When it stopped waiting: for the model, its first step."""
+    ran_s: float = 0.0
+    """Seconds on the model before it was last swapped out."""
+    resumed_s: float | None = None
+    """Since when it has been on the model, without a break."""
     ended: bool = False
     phase: Literal["ready", "running"] | None = None
-    """Of an LLM call: queued for the model, or on it."""
+    """Of an LLM call: queued for the model (or swapped out), or on it."""
     usage: Usage = field(default_factory=Usage)
     generation: Generation | None = None
     task: asyncio.Task[None] | None = None
@@ -43,6 +47,42 @@ class OpenCall:
     def name(self) -> str:
         """The syscall's name."""
         return name_of(self.call)
+
+    def queue(self) -> None:
+        """An LLM call waits for the model."""
+        self.phase = "ready"
+        self.program.ready += 1
+
+    def run(self, at_s: float) -> None:
+        """It is on the model from now on: its first step, or swapped in again."""
+        if self.phase == "ready" and not self.ended:
+            self.phase = "running"
+            self.program.ready -= 1
+            self.program.running += 1
+            self.started_s = self.started_s or at_s
+            self.resumed_s = at_s
+
+    def pause(self, at_s: float) -> None:
+        """It was swapped out and waits again."""
+        if self.phase == "running" and not self.ended:
+            self.ran_s = self.ran_until(at_s)
+            self.resumed_s = None
+            self.phase = "ready"
+            self.program.running -= 1
+            self.program.ready += 1
+
+    def leave(self) -> None:
+        """It has ended: out of the books of its program."""
+        if self.phase == "ready":
+            self.program.ready -= 1
+        elif self.phase == "running":
+            self.program.running -= 1
+
+    def ran_until(self, now_s: float) -> float:
+        """Seconds that it ran; the rest of its time it waited. Calls that need no model run from the start."""
+        if self.phase is None:
+            return now_s - self.opened_s
+        return self.ran_s + (now_s - self.resumed_s if self.resumed_s is not None else 0.0)
 
     def show(self, delta: LlmDelta) -> None:
         """Send a piece of a streamed answer."""
@@ -56,9 +96,8 @@ class OpenCall:
 
     def fail(self, error: errors.AiosError) -> None:
         """End with an error, unless it has ended."""
-        error.with_caller(self.program.agent, self.name)
         if self._end(error.code):
-            self.reply(failed(self.id, error))
+            self.reply(failed(self.id, error, self.program.agent, self.name))
 
     def _end(self, outcome: str) -> bool:
         if self.ended:
@@ -72,14 +111,17 @@ class OpenCall:
         return True
 
 
-def failed(number: int, error: errors.AiosError) -> Failed:
-    """The frame that carries an error."""
+def failed(number: int, error: errors.AiosError, agent: str | None = None, syscall: str | None = None) -> Failed:
+    """The frame that carries an error; it names agent and syscall unless the error itself does.
+
+    The error stays as it is: one that ends a whole batch belongs to several agents.
+    """
     return Failed(
         id=number,
         code=error.code,
         message=error.message,
-        agent=error.agent,
-        syscall=error.syscall,
+        agent=error.agent or agent,
+        syscall=error.syscall or syscall,
         fix=error.fix,
         retry_after_s=error.retry_after_s,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from aios_kernel.errors import ProtocolError
+from aios_kernel.errors import InvalidRequest, ProtocolError
 from aios_kernel.syscalls import MAX_FRAME_BYTES, ClientFrame, KernelFrame
 
 _LENGTH = struct.Struct(">I")
@@ -18,8 +18,13 @@ Frame = TypeVar("Frame")
 
 
 def encode(frame: ClientFrame | KernelFrame) -> bytes:
-    """One frame as bytes; raises ProtocolError when it is larger than MAX_FRAME_BYTES."""
-    body = _encoder.encode(frame)
+    """One frame as bytes; raises ProtocolError when it cannot be written or is larger than MAX_FRAME_BYTES."""
+    try:
+        body = _encoder.encode(frame)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # such as half a surrogate pair in a text
+        raise ProtocolError(
+            f"a frame cannot be written: {error}", fix="text.encode('utf-8', 'replace').decode() mends broken text"
+        ) from error
     if len(body) > MAX_FRAME_BYTES:
         raise ProtocolError(
             f"a frame of {len(body):,} bytes exceeds the limit of {MAX_FRAME_BYTES:,}",
@@ -61,9 +66,50 @@ class FrameReader(Generic[Frame]):
             raise ProtocolError(f"a frame cannot be read: {error}") from error
 
 
-def client_frames() -> FrameReader[ClientFrame]:
+class _Call(msgspec.Struct):
+    type: str = ""
+
+
+class _Envelope(msgspec.Struct, tag="request"):
+    """As much of a request as tells to whom its refusal belongs."""
+
+    id: int
+    call: _Call
+    program: Any = None
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """A request whose arguments are not of the ABI. It fails alone: others share its connection."""
+
+    id: int
+    syscall: str
+    program: str
+    error: InvalidRequest
+
+
+class _ClientFrames(FrameReader["ClientFrame | Malformed"]):
+    _envelope = msgspec.msgpack.Decoder(_Envelope)
+
+    def _decode(self, body: bytes) -> ClientFrame | Malformed:
+        try:
+            return super()._decode(body)
+        except ProtocolError as error:
+            if not isinstance(error.__cause__, msgspec.ValidationError):
+                raise
+            try:
+                envelope = self._envelope.decode(body)
+            except (msgspec.DecodeError, RecursionError):
+                raise error from error.__cause__
+            wrong = InvalidRequest(
+                f"the arguments cannot be read: {error.__cause__}",
+                fix="correct the named argument, or install the same version of aios-kernel on both sides",
+            )
+            return Malformed(envelope.id, envelope.call.type, str(envelope.program or ""), wrong)
+
+
+def client_frames() -> FrameReader[ClientFrame | Malformed]:
     """A reader for the kernel's side."""
-    return FrameReader(msgspec.msgpack.Decoder(ClientFrame))
+    return _ClientFrames(msgspec.msgpack.Decoder(ClientFrame))
 
 
 def kernel_frames() -> FrameReader[KernelFrame]:

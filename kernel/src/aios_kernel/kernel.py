@@ -25,6 +25,7 @@ from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config, home_of
+from aios_kernel.frames import Malformed
 from aios_kernel.managers import Managers
 from aios_kernel.process import Program
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
@@ -74,13 +75,16 @@ class Kernel:
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-prepare")
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
+        self._closing = False
         self._began = time.time()
         self._routes = self._wire()
         self.dispatcher.start()
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
 
     def connect(self, principal: str, client: str = "") -> Session:
-        """A session of a principal; `client` names what is at the other end."""
+        """A session of a principal; `client` names what is at the other end. Raises KernelUnavailable at the end."""
+        if self._closing:
+            raise errors.KernelUnavailable("the kernel is shutting down", fix="run it again")
         session = Session(self, principal, client)
         self.sessions.add(session)
         return session
@@ -93,9 +97,10 @@ class Kernel:
 
     async def close(self) -> None:
         """Cancel what is open and free everything; durable data is safe."""
+        self._closing = True
         self._sweeper.cancel()
         for session in list(self.sessions):
-            session.close()
+            session.close("the kernel is shutting down")
         await asyncio.to_thread(self.dispatcher.stop)
         for task in list(self._tasks):
             task.cancel()
@@ -157,7 +162,8 @@ class Kernel:
         self._settle(open_call)
         now = time.time()
         started = open_call.started_s or (open_call.opened_s if open_call.phase is None else now)
-        _count(open_call)
+        ran = open_call.ran_until(now)
+        _count(open_call, now - open_call.opened_s - ran, ran)
         self.managers.audit.append(
             AuditEntry(
                 now,
@@ -167,12 +173,18 @@ class Kernel:
                 open_call.name,
                 _resource(open_call.call),
                 outcome,
-                started - open_call.opened_s,
-                now - started,
+                now - open_call.opened_s - ran,
+                ran,
             )
         )
         if not open_call.name.startswith("kernel."):
             self.tracer.add(self._span(open_call, outcome, started, now))
+
+    def refused(self, session: Session, syscall: str, program: str, resource: str, error: errors.AiosError) -> None:
+        """Book a syscall that reached no program of its caller: it never ran, but it was tried."""
+        self.managers.audit.append(
+            AuditEntry(time.time(), session.principal, session.client, program, syscall, resource, error.code, 0.0, 0.0)
+        )
 
     def _span(self, open_call: OpenCall, outcome: str, started: float, now: float) -> Span:
         return Span(
@@ -193,8 +205,7 @@ class Kernel:
     # --- the model --------------------------------------------------------------------------------------------------
 
     def _do_chat(self, open_call: OpenCall, call: LlmChat) -> None:
-        open_call.phase = "ready"
-        open_call.program.ready += 1
+        open_call.queue()
         if self._chat.is_small(call):
             self._launch(open_call, self._chat.prepare(self.dispatcher.next_id(), call, open_call.program))
         else:
@@ -225,23 +236,26 @@ class Kernel:
     def _deliver(self, updates: list[Update]) -> None:
         for update in updates:
             open_call = self._generations.get(update.generation.id)
-            if open_call is not None:
+            if open_call is None:
+                continue
+            try:
                 self._apply(open_call, update)
+            except Exception:  # noqa: BLE001 - one answer that cannot be handed on must not cost the others theirs
+                _log.exception("an update of %s was lost", open_call.name)
 
     def _apply(self, open_call: OpenCall, update: Update) -> None:
         generation, program = update.generation, open_call.program
         if update.preempted:
             program.account.snapshots += 1
+            open_call.pause(time.time())
+        elif update.resumed and open_call.started_s is not None:
+            open_call.run(time.time())
         elif open_call.started_s is None and generation.started_s is not None:
-            open_call.started_s = time.time() - (time.monotonic() - generation.started_s)
-            open_call.phase = "running"
-            program.ready -= 1
-            program.running += 1
+            open_call.run(time.time() - (time.monotonic() - generation.started_s))
         assert isinstance(open_call.call, LlmChat)
         if update.delta is not None and open_call.call.stream:
             open_call.show(update.delta)
         if update.ended and generation.ended is not None:
-            open_call.usage = generation.usage()
             if isinstance(generation.ended, LlmResult):
                 open_call.finish(generation.ended)
             else:
@@ -249,16 +263,13 @@ class Kernel:
 
     def _settle(self, open_call: OpenCall) -> None:
         """Take an ended LLM call out of the books; one that ended early is stopped in the engine."""
-        if open_call.phase == "ready":
-            open_call.program.ready -= 1
-        elif open_call.phase == "running":
-            open_call.program.running -= 1
+        open_call.leave()
         generation = open_call.generation
         if generation is None:
             return
         del self._generations[generation.id]
+        open_call.usage = generation.usage()
         if generation.ended is None:
-            open_call.usage = generation.usage()
             self.dispatcher.cancel(generation, errors.Cancelled("the caller has gone"))
 
     async def _do_embed(self, open_call: OpenCall, call: LlmEmbed) -> Result:
@@ -305,9 +316,9 @@ class Kernel:
 
     def _sweep(self) -> None:
         """Twice a second: tool calls past their limit end, the trace reaches its file."""
+        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)  # first: a fault below must not end the sweeping
         self._tools.expire(time.time())
         self.tracer.flush()
-        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
 
     def _wire(self) -> dict[type, Handler]:
         agents, spaces = self.agents, SpaceService(self.managers)
@@ -339,24 +350,36 @@ class Session:
     def __init__(self, kernel: Kernel, principal: str, client: str) -> None:
         self.principal = principal
         self.number = next(self._numbers)
+        self.client = client or "client"
         self._kernel = kernel
-        self._client = client or "client"
         self._open: dict[int, OpenCall] = {}
         self._own: Program | None = None
         self._closed = False
 
     def request(self, request: Request, reply: Reply) -> None:
         """Start a syscall; `reply` gets its frames, exactly one of them `Done` or `Failed`."""
+        if self._closed:
+            gone = errors.Cancelled("the connection is being closed")
+            reply(failed(request.id, gone, None, name_of(request.call)))
+            return
         try:
             if request.id in self._open:
                 raise errors.ProtocolError(f"request {request.id} is open already")
             program = self._program_of(request)
         except errors.AiosError as error:
-            reply(failed(request.id, error.with_caller(None, name_of(request.call))))
+            name = name_of(request.call)
+            self._kernel.refused(self, name, request.program or "", _resource(request.call), error)
+            reply(failed(request.id, error, None, name))
             return
         open_call = OpenCall(request.id, request.call, program, reply, self._ended)
         self._open[request.id] = open_call
         self._kernel.submit(open_call, request.timeout_s)
+
+    def refuse(self, request: Malformed, reply: Reply) -> None:
+        """End a request that cannot be read with what is wrong with it."""
+        if not self._closed:
+            self._kernel.refused(self, request.syscall, request.program, "", request.error)
+        reply(failed(request.id, request.error, None, request.syscall))
 
     def cancel(self, number: int) -> None:
         """Stop an open request; it ends with `Cancelled`."""
@@ -364,16 +387,16 @@ class Session:
         if open_call is not None:
             self._kernel.end_early(open_call, errors.Cancelled("the caller cancelled it"))
 
-    def close(self) -> None:
-        """The client has gone: cancel its requests and end its programs."""
+    def close(self, why: str = "its client has gone") -> None:
+        """Cancel its requests and end its programs; further requests are refused."""
         if self._closed:
             return
         self._closed = True
         for open_call in list(self._open.values()):
-            self._kernel.end_early(open_call, errors.Cancelled("the client has gone"))
+            self._kernel.end_early(open_call, errors.Cancelled(why))
         for program in self._kernel.agents.table.of_session(self.number):
             # The session's own program (a bench, `aios ps`) did nothing wrong by hanging up.
-            self._kernel.agents.exit(program, None if program is self._own else "its client has gone")
+            self._kernel.agents.exit(program, None if program is self._own else why)
         self._kernel.sessions.discard(self)
 
     def _program_of(self, request: Request) -> Program:
@@ -383,7 +406,7 @@ class Session:
         if request.program is not None:
             return agents.table.alive(request.program, self.principal)
         if self._own is None or self._own.finished_s is not None:
-            call = AgentSpawn(program=uuid.uuid4().hex[:16], agent=self._client.replace("/", "_"))
+            call = AgentSpawn(program=uuid.uuid4().hex[:16], agent=self.client.replace("/", "_"))
             self._own = agents.spawn(call, self.principal, self.number)
         return self._own
 
@@ -399,17 +422,15 @@ def _typed(error: Exception) -> errors.AiosError:
     return errors.InternalError(f"the kernel failed: {type(error).__name__}: {error}", fix="aios doctor")
 
 
-def _count(open_call: OpenCall) -> None:
+def _count(open_call: OpenCall, queued_s: float, ran_s: float) -> None:
     account, family = open_call.program.account, open_call.name.partition(".")[0]
     if family == "llm":
         account.llm_calls += 1
         account.prompt_tokens += open_call.usage.prompt_tokens
         account.cached_tokens += open_call.usage.cached_tokens
         account.completion_tokens += open_call.usage.completion_tokens
-        now = time.time()
-        started = open_call.started_s or now
-        account.queued_s += started - open_call.opened_s
-        account.running_s += now - started
+        account.queued_s += queued_s
+        account.running_s += ran_s
     elif open_call.name in {"tool.begin", "tool.call"}:
         account.tool_calls += 1
     elif family == "memory":

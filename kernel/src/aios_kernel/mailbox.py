@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from aios_kernel import errors
 from aios_kernel.syscalls import Mail
@@ -12,12 +13,15 @@ from aios_kernel.syscalls import Mail
 _LIMIT = 10_000
 _BODY_LIMIT = 16 * 1024 * 1024
 
+_Key: TypeAlias = tuple[str, str]
+"""Principal and address."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Waiter:
     topic: str | None
     sender: str | None
-    future: asyncio.Future[Mail]
+    future: asyncio.Future[tuple[_Key, Mail]]
 
     def wants(self, mail: Mail) -> bool:
         return self.topic in {None, mail.topic} and self.sender in {None, mail.sender}
@@ -27,18 +31,16 @@ class Mailboxes:
     """One queue an address (principal and agent name, or principal and program). Used on the kernel's loop only."""
 
     def __init__(self) -> None:
-        self._mail: dict[tuple[str, str], deque[Mail]] = {}
-        self._waiters: dict[tuple[str, str], list[_Waiter]] = {}
+        self._mail: dict[_Key, deque[Mail]] = {}
+        self._waiters: dict[_Key, list[_Waiter]] = {}
 
     def put(self, principal: str, address: str, mail: Mail) -> None:
         """Deliver to the oldest waiter that wants it, else keep it. Raises Busy when the box is full."""
-        if len(mail.body) > _BODY_LIMIT:
+        if len(mail.body) > _BODY_LIMIT or len(mail.body.encode()) > _BODY_LIMIT:
             raise errors.InvalidRequest("a message may have 16 MiB", fix="put the data into storage and send its path")
         key = (principal, address)
-        for waiter in self._waiters.get(key, ()):
-            if waiter.wants(mail) and not waiter.future.done():
-                waiter.future.set_result(mail)
-                return
+        if self._handed_over(key, mail):
+            return
         box = self._mail.setdefault(key, deque())
         if len(box) >= _LIMIT:
             raise errors.Busy(f'the mailbox of "{address}" is full ({_LIMIT:,} messages)', retry_after_s=1.0)
@@ -48,22 +50,50 @@ class Mailboxes:
         """The oldest matching message of several addresses, waiting for one."""
         keys = [(principal, address) for address in addresses]
         waiter = _Waiter(topic, sender, asyncio.get_running_loop().create_future())
-        for key in keys:
-            for mail in self._mail.get(key, ()):
-                if waiter.wants(mail):
-                    self._mail[key].remove(mail)
-                    return mail
+        kept = self._oldest(keys, waiter)
+        if kept is not None:
+            return kept
         for key in keys:
             self._waiters.setdefault(key, []).append(waiter)
         try:
-            return await waiter.future
+            return (await waiter.future)[1]
         except asyncio.CancelledError:
+            self._forget(keys, waiter)
             if waiter.future.done() and not waiter.future.cancelled():
-                # It was handed over in the same turn in which the wait was cancelled: put it back, lose nothing.
-                self._mail.setdefault(keys[0], deque()).appendleft(waiter.future.result())
+                # It was handed over in the same turn in which the wait was cancelled: pass it on, lose nothing.
+                key, mail = waiter.future.result()
+                if not self._handed_over(key, mail):
+                    self._mail.setdefault(key, deque()).appendleft(mail)
             raise
         finally:
-            for key in keys:
-                self._waiters[key].remove(waiter)
-                if not self._waiters[key]:
-                    del self._waiters[key]
+            self._forget(keys, waiter)
+
+    def discard(self, principal: str, address: str) -> None:
+        """Drop what nobody will read any more: the box of a program that has ended."""
+        self._mail.pop((principal, address), None)
+
+    def _handed_over(self, key: _Key, mail: Mail) -> bool:
+        for waiter in self._waiters.get(key, ()):
+            if waiter.wants(mail) and not waiter.future.done():
+                waiter.future.set_result((key, mail))
+                return True
+        return False
+
+    def _oldest(self, keys: list[_Key], waiter: _Waiter) -> Mail | None:
+        found = [(mail.sent_s, key, mail) for key in keys for mail in self._mail.get(key, ()) if waiter.wants(mail)]
+        if not found:
+            return None
+        _, key, mail = min(found, key=lambda entry: entry[0])
+        box = self._mail[key]
+        box.remove(mail)
+        if not box:
+            del self._mail[key]
+        return mail
+
+    def _forget(self, keys: list[_Key], waiter: _Waiter) -> None:
+        for key in keys:
+            waiters = self._waiters.get(key, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._waiters.pop(key, None)

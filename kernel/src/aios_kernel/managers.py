@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,11 +35,9 @@ class Managers:
 
     async def close(self) -> None:
         """Write everything down and close; the audit log last, since closing others is audited too."""
-        await self.tools.close()
-        await self.memory.close()
-        await self.storage.close()
-        await self.access.close()
-        await self.audit.close()
+        async with contextlib.AsyncExitStack() as closing:  # one that fails to close must not keep the others open
+            for close in (self.audit.close, self.access.close, self.storage.close, self.memory.close, self.tools.close):
+                closing.push_async_callback(close)
 
 
 def build_managers(config: Config, plugins: Plugins) -> Managers:

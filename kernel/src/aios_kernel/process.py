@@ -145,6 +145,11 @@ class ProcessTable:
             raise errors.NotFound(f'no program "{program_id}"', fix="aios ps")
         return program
 
+    def has_finished(self, program_id: str, principal: str) -> bool:
+        """Whether this is the id of a program of this principal that has ended."""
+        program = self._finished.get(program_id)
+        return program is not None and program.principal == principal
+
     def named(self, agent: str, principal: str) -> list[Program]:
         """The living programs of an agent's name, newest first."""
         return [p for p in reversed(self._alive.values()) if p.agent == agent and p.principal == principal]

@@ -216,7 +216,7 @@ class FakeEngine:
             snapshot=True,
             logprobs=True,
             block_size=block_size,
-            kv_tokens=kv_tokens,
+            kv_tokens=kv_tokens // block_size * block_size,
             max_batch=max_batch,
         )
 

@@ -29,11 +29,12 @@ _IDLE_PLAN_WAIT_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a step changed for one generation: it started, was swapped out, showed a delta, or ended."""
+    """What a step changed for one generation: it started, was swapped out or in, showed a delta, or ended."""
 
     generation: Generation
     delta: LlmDelta | None = None
     preempted: bool = False
+    resumed: bool = False
     ended: bool = False
     """The last update of this generation; `generation.ended` says how."""
 
@@ -53,9 +54,11 @@ class Dispatcher:
         self._deliver = deliver
         self._held: dict[int, Held] = {}
         self._updates: list[Update] = []
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._stopping = False
+        self._closed = False
+        self._gate = threading.Lock()  # nothing is queued behind the last look into the inbox
         self._thread = threading.Thread(target=self._run, name="aios-engine", daemon=True)
 
     def start(self) -> None:
@@ -68,7 +71,12 @@ class Dispatcher:
 
     def submit(self, generation: Generation) -> None:
         """Queue a generation; it ends in exactly one update whose generation has `ended` set."""
-        self._inbox.put(lambda: self._arrive(generation))
+        with self._gate:
+            if not self._closed:
+                self._inbox.put(lambda: self._arrive(generation))
+                return
+        generation.fail(_shutting_down())
+        self._deliver([Update(generation, ended=True)])
 
     def cancel(self, generation: Generation, error: errors.AiosError) -> None:
         """End a generation with an error, unless it has ended."""
@@ -76,15 +84,15 @@ class Dispatcher:
 
     def observe(self, event: Event) -> None:
         """Tell the policy of something that happened outside the engine (tools, exits)."""
-        self._inbox.put(lambda: self.policy.observe(event, time.monotonic()))
+        self._inbox.put(lambda: self._tell(event))
 
     def set_policy(self, policy: Policy) -> None:
         """Change the policy between two steps; open calls are announced to the new one."""
 
         def change() -> None:
             self.policy = policy
-            for held in self._held.values():
-                policy.observe(Arrived(held.generation.id, held.generation.order.program), time.monotonic())
+            for held in [*self._held.values()]:
+                self._announce(held)
 
         self._inbox.put(change)
 
@@ -99,31 +107,57 @@ class Dispatcher:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._take_orders(wait=not self._held)
-            if self._held and not self._stopping:
-                try:
-                    self._step()
-                except Exception as error:  # noqa: BLE001 - the thread must live; the calls concerned must end
-                    _log.exception("a step failed outside the engine")
-                    self._fail_all([*self._held.values()], errors.InternalError(f"the dispatcher failed: {error}"))
-            self._flush()
-        self._fail_all([*self._held.values()], errors.Cancelled("the kernel is shutting down"))
+        try:
+            while not self._stopping:
+                self._take_orders(wait=not self._held)
+                if self._held and not self._stopping:
+                    self._step_safely()
+                self._flush()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Whatever ended the thread: nobody is left waiting for an answer."""
+        with self._gate:
+            self._closed = True
+        while not self._inbox.empty():
+            self._obey(self._inbox.get())
+        self._fail_all([*self._held.values()], _shutting_down())
         self._flush()
         self.model.engine.close()
 
     def _take_orders(self, *, wait: bool) -> None:
         try:
             if wait:
-                self._inbox.get()()
+                self._obey(self._inbox.get())
             while not self._stopping:
-                self._inbox.get_nowait()()
+                self._obey(self._inbox.get_nowait())
         except queue.Empty:
             pass
 
+    def _obey(self, order: Callable[[], object]) -> None:
+        try:
+            order()
+        except Exception:  # noqa: BLE001 - one order must not end the thread that serves all
+            _log.exception("an order to the dispatcher failed")
+
     def _arrive(self, generation: Generation) -> None:
-        self._held[generation.id] = Held(generation)
-        self.policy.observe(Arrived(generation.id, generation.order.program), time.monotonic())
+        held = self._held[generation.id] = Held(generation)
+        self._announce(held)
+
+    def _announce(self, held: Held) -> None:
+        generation = held.generation
+        if not self._tell(Arrived(generation.id, generation.order.program)):
+            self._fail_all([held], errors.InternalError(f"the policy {self.policy.name} failed; see the kernel's log"))
+
+    def _tell(self, event: Event) -> bool:
+        """Show the policy an event; False when it raised."""
+        try:
+            self.policy.observe(event, time.monotonic())
+        except Exception:  # noqa: BLE001 - a policy may come from a plugin; its fault must not end the thread
+            _log.exception("the policy %s failed on %s", self.policy.name, event)
+            return False
+        return True
 
     def _end_early(self, generation: Generation, error: errors.AiosError) -> None:
         held = self._held.get(generation.id)
@@ -132,6 +166,13 @@ class Dispatcher:
             self._flush()
 
     # --- one step ---------------------------------------------------------------------------------------------------
+
+    def _step_safely(self) -> None:
+        try:
+            self._step()
+        except Exception as error:  # noqa: BLE001 - the thread must live; the calls concerned must end
+            _log.exception("a step failed outside the engine")
+            self._fail_all([*self._held.values()], errors.InternalError(f"the dispatcher failed: {error}"))
 
     def _step(self) -> None:
         plan = self.policy.decide(self._view(), time.monotonic())
@@ -177,8 +218,7 @@ class Dispatcher:
         for task in plan.swap_out:
             held = self._held.get(task)
             if held is not None and held.residency is Residency.RESIDENT:
-                self.contexts.swap_out(held)
-                self._updates.append(Update(held.generation, preempted=True))
+                self._swap_out(held)
                 moved = True
         for task in plan.swap_in:
             moved |= self._brought(task, Residency.SWAPPED, self.contexts.swap_in)
@@ -200,23 +240,35 @@ class Dispatcher:
             return True
         if place is Residency.QUEUED:
             self.tokens_cached += held.generation.cached
+        else:
+            self._updates.append(Update(held.generation, resumed=True))
         return True
 
+    def _swap_out(self, held: Held) -> None:
+        try:
+            self.contexts.swap_out(held)
+        except Exception as error:  # noqa: BLE001 - a context that cannot be saved ends alone
+            _log.exception("a context could not be swapped out")
+            self._fail_all([held], _engine_error(error))
+        else:
+            self._updates.append(Update(held.generation, preempted=True))
+
     def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:
-        """The part of the plan that can run: resident contexts, within the pool."""
+        """The part of the plan that can run: resident contexts, each once, within the pool and the engine's limits."""
         engine = self.model.engine
-        free = engine.kv_free()
-        batch: list[tuple[Held, Context, int]] = []
+        free, budget = engine.kv_free(), engine.capabilities.max_step_tokens
+        batch: dict[int, tuple[Held, Context, int]] = {}
         for task, tokens in plan.run:
             held = self._held.get(task)
-            if held is None or held.context is None:
+            if held is None or held.context is None or task in batch or len(batch) >= engine.capabilities.max_batch:
                 continue
-            tokens = min(tokens, held.pending)
-            need = engine.kv_need(held.context, tokens)
+            tokens = min(tokens, held.pending, budget)
+            need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
             if tokens > 0 and need <= free:
-                batch.append((held, held.context, tokens))
+                batch[task] = (held, held.context, tokens)
                 free -= need
-        return batch
+                budget -= tokens
+        return [*batch.values()]
 
     def _compute(self, batch: list[tuple[Held, Context, int]]) -> None:
         now = time.monotonic()
@@ -240,15 +292,22 @@ class Dispatcher:
         generation = held.generation
         emitted = int(output.token is not None)
         self.tokens_computed += output.computed
-        self.policy.observe(
-            Computed(generation.id, generation.order.program, output.computed, emitted), time.monotonic()
-        )
+        self.tokens_cached += output.context.cached - generation.cached
+        generation.cached = output.context.cached  # grows while others compute the same prefix
+        self._tell(Computed(generation.id, generation.order.program, output.computed, emitted))
         if output.error is not None:
             self._fail_all([held], errors.EngineError(output.error, fix="aios doctor"))
+        elif emitted:
+            self._show(held, output)
+
+    def _show(self, held: Held, output: StepOutput) -> None:
+        generation = held.generation
+        try:
+            delta = generation.accept(output)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be turned into text ends alone
+            _log.exception("a token could not be taken")
+            self._fail_all([held], errors.InternalError(f"the answer could not be read: {error}", fix="aios doctor"))
             return
-        if not emitted:
-            return
-        delta = generation.accept(output)
         if generation.ended is not None:
             self._release(held)
         if delta is not None or generation.ended is not None:
@@ -262,7 +321,7 @@ class Dispatcher:
             self.contexts.drop(held)
         except Exception:  # noqa: BLE001 - the answer stands even if the engine cannot free its context
             _log.exception("a context could not be released")
-        self.policy.observe(Finished(held.generation.id, held.generation.order.program), time.monotonic())
+        self._tell(Finished(held.generation.id, held.generation.order.program))
 
     def _fail_all(self, group: list[Held], error: errors.AiosError) -> None:
         for held in group:
@@ -271,31 +330,47 @@ class Dispatcher:
                 self._release(held)
                 self._updates.append(Update(held.generation, ended=True))
 
-    def _relieve(self, batch: list[Held]) -> None:
-        """The pool was fuller than the plan knew: swap the newest out, or end it when it is alone."""
-        newest = max(batch, key=lambda held: held.generation.arrived_s)
-        if len(self._held) > 1 and self.model.engine.capabilities.snapshot:
-            self.contexts.swap_out(newest)
-            self._updates.append(Update(newest.generation, preempted=True))
+    def _relieve(self, group: list[Held]) -> None:
+        """The pool was fuller than the plan knew: swap the newest out, or end it when that would free nothing."""
+        newest = max(group, key=lambda held: held.generation.arrived_s)
+        others = any(held.context is not None and held is not newest for held in self._held.values())
+        if others and self.model.engine.capabilities.snapshot:
+            self._swap_out(newest)
         else:
             self._fail_all([newest], _too_big())
 
     def _stuck(self) -> None:
-        """Nothing could run. Alone in an empty pool means too big; else wait for an order or an end."""
+        """Nothing could run. Alone in the pool means too big; else wait a moment for an order or an end."""
         residents = [held for held in self._held.values() if held.residency is Residency.RESIDENT]
-        if not residents or len(self._held) == 1:
-            self._fail_all([next(iter(self._held.values()))], _too_big())
-            return
-        try:
-            self._inbox.get(timeout=_IDLE_PLAN_WAIT_S)()
-        except queue.Empty:
-            # Residents that cannot grow block each other: the newest makes room.
-            self._relieve(residents)
+        if not residents:
+            self._refuse_one()
+        elif len(self._held) == 1:
+            self._fail_all(residents, _too_big())
+        else:
+            try:
+                self._obey(self._inbox.get(timeout=_IDLE_PLAN_WAIT_S))
+            except queue.Empty:
+                # Residents that cannot grow block each other: the newest makes room.
+                self._relieve(residents)
+
+    def _refuse_one(self) -> None:
+        """The pool is empty and still nothing was brought in: whoever is too big for it ends."""
+        view = self._view()
+        for task in view.tasks:
+            if view.kv_need(task, task.pending) > view.kv_total:
+                self._fail_all([self._held[task.id]], _too_big())
+                return
+        idle = errors.InternalError(f"the policy {self.policy.name} runs nothing although the KV pool is free")
+        self._fail_all([next(iter(self._held.values()))], idle)
 
     def _flush(self) -> None:
         if self._updates:
             updates, self._updates = self._updates, []
             self._deliver(updates)
+
+
+def _shutting_down() -> errors.Cancelled:
+    return errors.Cancelled("the kernel is shutting down", fix="run it again")
 
 
 def _too_big() -> errors.OutOfMemory:

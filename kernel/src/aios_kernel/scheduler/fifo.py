@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aios_kernel.scheduler.options import check_known
 from aios_kernel.scheduler.packing import Packer
 from aios_kernel.scheduler.protocol import Event, Options, Plan, View
 
@@ -12,7 +13,8 @@ class Fifo:
     name = "fifo"
 
     def __init__(self, options: Options) -> None:
-        """Takes no options."""
+        """Takes no options; raises ConfigError when there are some."""
+        check_known(self.name, options, {})
 
     def observe(self, event: Event, now_s: float) -> None:
         """Nothing to remember: the view is in order of arrival."""

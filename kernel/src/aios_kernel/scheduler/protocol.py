@@ -64,6 +64,11 @@ class View:
         """Tokens of KV, in whole blocks, that computing `n_tokens` more of this task takes from the pool."""
         return self._blocks(task.length - task.pending + n_tokens) - self.kv_held(task)
 
+    def kv_fits(self, task: Task, free: int) -> int:
+        """How many more tokens of a resident task can be computed with `free` tokens of KV."""
+        computed = task.length - task.pending
+        return self.kv_held(task) + free // self.block_size * self.block_size - computed
+
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_size) * self.block_size
 

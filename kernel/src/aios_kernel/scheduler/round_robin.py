@@ -6,8 +6,11 @@ and `always_swap` (snapshot a context at the end of its slice even if memory is 
 
 from __future__ import annotations
 
+from aios_kernel.scheduler.options import check_known, switch, whole_number
 from aios_kernel.scheduler.packing import Packer
 from aios_kernel.scheduler.protocol import Arrived, Computed, Event, Finished, Options, Plan, Residency, Task, View
+
+_OPTIONS = {"quantum": "tokens a slice", "slots": "calls that run at once", "always_swap": "snapshot after each slice"}
 
 
 class RoundRobin:
@@ -16,9 +19,11 @@ class RoundRobin:
     name = "round_robin"
 
     def __init__(self, options: Options) -> None:
-        self._quantum = int(options.get("quantum", 32))
-        self._slots = int(options.get("slots", 0))
-        self._always_swap = bool(options.get("always_swap", False))
+        """Raises ConfigError for an option that is unknown or impossible."""
+        check_known(self.name, options, _OPTIONS)
+        self._quantum = whole_number(self.name, options, "quantum", 32, least=1)
+        self._slots = whole_number(self.name, options, "slots", 0, least=0)
+        self._always_swap = switch(self.name, options, "always_swap")
         self._ring: dict[int, int] = {}  # task -> tokens generated in its slice; insertion order is the ring
 
     def observe(self, event: Event, now_s: float) -> None:
@@ -36,12 +41,12 @@ class RoundRobin:
         by_id = {task.id: task for task in view.tasks}
         ousted = self._rotate(by_id, slots)
         ranked = [by_id[task] for task in self._ring if task in by_id]
-        plan = Packer(view, ranked[:slots] + _idle_residents(ranked[slots:]), may_displace=lambda _: True).fill()
-        served = {task.id for task in ranked[:slots]}
-        plan.run = [(task, tokens) for task, tokens in plan.run if task in served]
+        served, idle = ranked[:slots], [task for task in ranked[slots:] if task.residency is Residency.RESIDENT]
+        plan = Packer(view, served, may_displace=lambda _: True, idle=idle).fill()
+        if not plan.run:  # without swapping, those behind the front hold the memory until they have ended
+            return Packer(view, ranked).fill()
         if self._always_swap and view.can_swap:
-            gone = [t for t in ousted if by_id[t].residency is Residency.RESIDENT and t not in served]
-            plan.swap_out.extend(t for t in gone if t not in plan.swap_out)
+            plan.swap_out.extend(task.id for task in idle if task.id in ousted and task.id not in plan.swap_out)
         return plan
 
     def _rotate(self, by_id: dict[int, Task], slots: int) -> list[int]:
@@ -55,8 +60,3 @@ class RoundRobin:
                 self._ring[task] = 0
                 moved.append(task)
         return moved
-
-
-def _idle_residents(tasks: list[Task]) -> list[Task]:
-    """Contexts that wait for their turn in the pool: first to go when memory is short."""
-    return [task for task in tasks if task.residency is Residency.RESIDENT]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -13,7 +15,9 @@ from aios_kernel.client import Connection
 from aios_kernel.config import Config, home_of
 from aios_kernel.kernel import Kernel
 from aios_kernel.server.runtime import principal_name, running_kernel
-from aios_kernel.server.unix import Door, Doorman
+from aios_kernel.server.unix import Door, Doorman, Doors
+
+_log = logging.getLogger(__name__)
 
 
 class InProcessKernel:
@@ -24,6 +28,8 @@ class InProcessKernel:
         self.config = config
         self._started = threading.Event()
         self._failure: BaseException | None = None
+        self._doors: Doors
+        self._opening: set[asyncio.Task[object]] = set()
         self.kernel: Kernel | None = None
         self._thread = threading.Thread(target=self._run, name="aios-kernel", daemon=True)
         self._thread.start()
@@ -40,29 +46,46 @@ class InProcessKernel:
         """A connection over a socket pair: the same frames as from another process."""
         assert self.kernel is not None
         ours, theirs = socket.socketpair()
-        asyncio.run_coroutine_threadsafe(self._open_door(theirs), self.kernel.loop).result()
-        return Connection(ours, "inprocess", client)
+        try:
+            self.kernel.loop.call_soon_threadsafe(self._open_door, theirs)
+            return Connection(ours, "inprocess", client)
+        except RuntimeError as error:  # the loop is closed: the kernel has just stopped
+            theirs.close()
+            ours.close()
+            raise errors.KernelUnavailable("the in-process kernel has stopped", fix="run it again") from error
+        except BaseException:
+            ours.close()
+            raise
 
     def stop(self) -> None:
         """End it and wait until everything is on disk."""
         if self.running and self.kernel is not None:
-            self.kernel.loop.call_soon_threadsafe(self.kernel.shutdown.set)
+            with contextlib.suppress(RuntimeError):  # its loop has just been closed
+                self.kernel.loop.call_soon_threadsafe(self.kernel.shutdown.set)
         self._thread.join()
 
-    async def _open_door(self, sock: socket.socket) -> None:
+    def _open_door(self, sock: socket.socket) -> None:
         assert self.kernel is not None
         kernel, doorman = self.kernel, Doorman("inprocess", principal_name(), {})
-        await kernel.loop.connect_accepted_socket(lambda: Door(kernel, doorman), sock)
+        sock.setblocking(False)
+        opening = kernel.loop.create_task(
+            kernel.loop.connect_accepted_socket(lambda: Door(kernel, doorman, self._doors), sock)
+        )
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
 
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the start
+            if self._started.is_set():
+                _log.error("the in-process kernel ended with an error", exc_info=error)
             self._failure = error
             self._started.set()
 
     async def _serve(self) -> None:
-        async with running_kernel(self.config) as kernel:
+        self._doors = Doors()
+        async with running_kernel(self.config, self._doors) as kernel:
             self.kernel = kernel
             self._started.set()
             await kernel.shutdown.wait()

@@ -8,9 +8,9 @@ import fcntl
 import getpass
 import os
 import secrets
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import IO
 
 from aios_kernel import errors
@@ -18,7 +18,9 @@ from aios_kernel.config import Config, home_of, socket_of, token_file_of
 from aios_kernel.kernel import Kernel
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.plugins import Plugins
-from aios_kernel.server.unix import Doorman, listen
+from aios_kernel.server.unix import Doorman, Doors, listening, private_folder
+
+_PROBE_S = 0.05
 
 
 def lock_home(config: Config) -> IO[str]:
@@ -27,10 +29,10 @@ def lock_home(config: Config) -> IO[str]:
     Raises KernelLocked when another kernel owns the directory: two writers would lose vectors silently.
     """
     run = home_of(config) / "run"
-    run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(run)
     lock = (run / "kernel.lock").open("a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(lock)
     except BlockingIOError as error:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
@@ -45,21 +47,39 @@ def lock_home(config: Config) -> IO[str]:
     return lock
 
 
+def _flock(lock: IO[str]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_PROBE_S)  # a client may just have looked whether the lock is free
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def write_token(config: Config) -> str:
-    """The user's token: the configured one, else a fresh one, left in a file that only this user can read."""
+    """The user's token: the configured one, else a fresh one, left in a file that only this user can read.
+
+    The file is replaced as a whole: nobody reads half a token, and whatever lay there before keeps its bytes.
+    """
     token = config.token or secrets.token_urlsafe(32)
     path = token_file_of(config)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    private_folder(path.parent)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token)
+    fresh.replace(path)
     return token
 
 
 @asynccontextmanager
-async def running_kernel(config: Config) -> AsyncGenerator[Kernel, None]:
-    """A kernel with its doors open, on this loop; closed in order at the end."""
+async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGenerator[Kernel, None]:
+    """A kernel with its doors open, on this loop; closed in order at the end.
+
+    `doors` counts the connections; pass it to open more of them than the socket's.
+    """
     plugins = Plugins()
     policy = plugins.pick("aios_kernel_policies", "policy", config.policy)(config.policy_options)
+    doors = doors or Doors()
     with contextlib.closing(lock_home(config)):
         token = write_token(config)
         doorman = Doorman(token, principal_name(), config.principals)
@@ -67,13 +87,12 @@ async def running_kernel(config: Config) -> AsyncGenerator[Kernel, None]:
         model = await asyncio.to_thread(_loader(plugins, config.model), config)
         managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
         kernel = Kernel(config, model, managers, policy)
-        path = socket_of(config)
         try:
-            async with await listen(kernel, doorman, path), _http(kernel, token):
+            async with listening(kernel, doorman, doors, socket_of(config)), _http(kernel, token):
                 yield kernel
-                path.unlink(missing_ok=True)
         finally:
             await kernel.close()
+            await doors.close()
 
 
 @asynccontextmanager
@@ -103,8 +122,3 @@ def principal_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid{os.getuid()}"
-
-
-def socket_path_fits(path: Path) -> bool:
-    """Whether the path is short enough for a unix socket (108 bytes on Linux, 104 elsewhere)."""
-    return len(os.fsencode(path)) < 104

@@ -8,8 +8,11 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import socket
+import stat
 import struct
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from aios_kernel import errors, frames
@@ -17,17 +20,24 @@ from aios_kernel.calls import failed
 from aios_kernel.kernel import Kernel, Session
 from aios_kernel.syscalls import ABI_VERSION, Cancel, ClientFrame, Hello, KernelFrame, Request, Welcome
 
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 _log = logging.getLogger(__name__)
 _GREETING_S = 10.0
-_WRITE_LIMIT = 64 * 1024 * 1024
-"""A client that does not read its answers is cut off when this many bytes wait for it."""
+_WRITE_LIMIT = 8 * 1024 * 1024
+"""While more bytes than this wait for a client, its requests wait too."""
+_STALL_S = 30.0
+"""A client for whom so much waits and that reads nothing for this long is cut off."""
+_FAREWELL_S = 2.0
 
 
 class Doorman:
     """Decides who may come in: the token names the principal; the peer must be this user (or root)."""
 
     def __init__(self, token: str, principal: str, others: dict[str, str]) -> None:
-        self._principals = {_digest(token): principal} | {digest: name for name, digest in others.items()}
+        """`others`: further principals, name to the SHA-256 (hex) of their token. Raises ConfigError for others."""
+        self._principals = {_digest(token): principal} | {
+            _checked(name, digest): name for name, digest in others.items()
+        }
 
     def principal_of(self, token: str) -> str:
         """The principal of a token. Raises AuthError."""
@@ -44,26 +54,74 @@ class Doorman:
         return found
 
 
+def _checked(name: str, digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise errors.ConfigError(
+            f'the token of principal "{name}" must be given as the 64 hex digits of its SHA-256',
+            fix="printf %s TOKEN | sha256sum",
+        )
+    return digest.lower()
+
+
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Doors:
+    """The open connections of one kernel."""
+
+    def __init__(self) -> None:
+        self._open: set[Door] = set()
+        self._closing = False
+        self._empty = asyncio.Event()
+
+    def enter(self, door: Door) -> bool:
+        """Count a connection; False when no more are taken."""
+        if not self._closing:
+            self._open.add(door)
+        return not self._closing
+
+    def leave(self, door: Door) -> None:
+        """A connection is gone."""
+        self._open.discard(door)
+        if not self._open:
+            self._empty.set()
+
+    async def close(self) -> None:
+        """Hang up everywhere; who does not read what is still due is cut off."""
+        self._closing = True
+        for hang_up in (Door.hang_up, Door.cut):
+            for door in [*self._open]:
+                hang_up(door)
+            self._empty.clear()
+            if self._open:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._empty.wait(), _FAREWELL_S)
 
 
 class Door(asyncio.Protocol):
     """One connection. A broken frame ends this connection and nothing else."""
 
-    def __init__(self, kernel: Kernel, doorman: Doorman) -> None:
+    def __init__(self, kernel: Kernel, doorman: Doorman, doors: Doors) -> None:
         self._kernel = kernel
         self._doorman = doorman
+        self._doors = doors
         self._reader = frames.client_frames()
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
+        self._written = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected; it has ten seconds to greet."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(high=_WRITE_LIMIT)
+        if not self._doors.enter(self):
+            transport.abort()
+            return
         if not _same_user(transport):
             self._refuse(errors.AuthError("the kernel belongs to another user", fix="aios serve as this user"))
             return
@@ -80,18 +138,61 @@ class Door(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: free what it held."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._doors.leave(self)
         if self._session is not None:
             self._session.close()
 
-    def _take(self, frame: ClientFrame) -> None:
+    def pause_writing(self) -> None:
+        """Much waits for this client: take no more requests from it, and cut it off if it reads nothing at all."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._watch()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+    def hang_up(self) -> None:
+        """Close once everything due has been sent."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def cut(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _watch(self) -> None:
+        self._stalled = self._kernel.loop.call_later(_STALL_S, self._check_stall, self._taken())
+
+    def _check_stall(self, before: int) -> None:
+        if self._taken() == before:
+            _log.warning("a client does not read its answers; its connection is cut")
+            self.cut()
+        else:
+            self._watch()
+
+    def _taken(self) -> int:
+        """Bytes that the client's side has taken so far."""
+        assert self._transport is not None
+        return self._written - self._transport.get_write_buffer_size()
+
+    def _take(self, frame: ClientFrame | frames.Malformed) -> None:
         if isinstance(frame, Hello):
             self._greet(frame)
         elif self._session is None:
             raise errors.ProtocolError("the first frame must be a greeting")
         elif isinstance(frame, Request):
             self._session.request(frame, self._send)
+        elif isinstance(frame, frames.Malformed):
+            self._session.refuse(frame, self._send)
         else:
             assert isinstance(frame, Cancel)
             self._session.cancel(frame.id)
@@ -124,19 +225,14 @@ class Door(asyncio.Protocol):
 
     def _flush(self) -> None:
         data, self._out = b"".join(self._out), []
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._transport.write(data)
-        if self._transport.get_write_buffer_size() > _WRITE_LIMIT:
-            _log.warning("a client does not read its answers; its connection is cut")
-            self._transport.abort()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._written += len(data)
+            self._transport.write(data)
 
     def _refuse(self, error: errors.AiosError) -> None:
         """Say why and hang up."""
-        assert self._transport is not None
-        self._transport.write(b"".join(self._out) + frames.encode(failed(0, error)))
-        self._out = []
-        self._transport.close()
+        self._out.append(frames.encode(failed(0, error)))
+        self.hang_up()
 
 
 def _same_user(transport: asyncio.Transport) -> bool:
@@ -147,17 +243,66 @@ def _same_user(transport: asyncio.Transport) -> bool:
     return uid in {os.getuid(), 0}
 
 
-async def listen(kernel: Kernel, doorman: Doorman, path: Path) -> asyncio.Server:
-    """Open the door at `path`, readable by this user only. The caller holds the data directory's lock."""
-    _clear(path)
-    before = os.umask(0o177)
+@contextlib.asynccontextmanager
+async def listening(kernel: Kernel, doorman: Doorman, doors: Doors, path: Path) -> AsyncGenerator[None, None]:
+    """Hold the door at `path` open, for this user only. The caller holds the data directory's lock."""
+    sock = bind(path)
+    server = await kernel.loop.create_unix_server(lambda: Door(kernel, doorman, doors), sock=sock, backlog=1024)
     try:
-        return await kernel.loop.create_unix_server(lambda: Door(kernel, doorman), str(path), backlog=1024)
+        yield
     finally:
-        os.umask(before)
+        server.close()
+        _clear(path, ours=True)
 
 
-def _clear(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+def bind(path: Path) -> socket.socket:
+    """A socket at `path` that this user alone may use. Raises ConfigError or KernelLocked when that cannot be."""
+    private_folder(path.parent)
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Not by the umask, which belongs to all threads of the process. Linux heeds the mode of the unbound socket;
+        # elsewhere the folder protects it for the moment until it is set.
+        with contextlib.suppress(OSError):
+            os.fchmod(sock.fileno(), 0o600)
+        sock.bind(str(path))
+        path.chmod(0o600)
+    except OSError as error:
+        sock.close()
+        raise errors.ConfigError(f"no socket can be made at {path}: {error}", fix=_ELSEWHERE) from error
+    return sock
+
+
+_ELSEWHERE = "set AIOS_HOME to a directory of your own with a short path (a socket's may have 100 characters)"
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder for sockets and tokens. Raises ConfigError when others could replace what is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise errors.ConfigError(f"{folder} cannot be used: {error}", fix=_ELSEWHERE) from error
+    if found.st_uid not in {os.getuid(), 0} or found.st_mode & stat.S_IWOTH:
+        raise errors.ConfigError(
+            f"other users may write to {folder}; a kernel's socket is not safe there", fix=_ELSEWHERE
+        )
+
+
+def _clear(path: Path, *, ours: bool = False) -> None:
+    """Remove our socket, or that of a kernel that was killed; never anything else, and never one that is answered."""
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # left behind by a kernel that was killed
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise errors.ConfigError(f"{path} exists and is no socket", fix="set AIOS_KERNEL to another path")
+        if not ours and _answers(path):
+            raise errors.KernelLocked(f"another kernel answers at {path}", fix="use it, or set AIOS_KERNEL differently")
+        path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
