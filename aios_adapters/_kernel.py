@@ -33,6 +33,8 @@ class KernelLink:
             self._pid, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if self._connection is None or not self._connection.alive:
+                if self._connection is not None:
+                    self._connection.close()  # in a forked child: its copy of the parent's
                 self._connection = connect(self.config, client=os.path.basename(sys.argv[0] or "python"))
             return self._connection
 

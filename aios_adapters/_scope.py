@@ -6,7 +6,6 @@ One ContextVar says which agent is on. Adapters ask `current()`; everything they
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import contextvars
 import threading
@@ -16,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from aios_adapters._kernel import KernelLink
-from aios_adapters._sync import run_with_limit
+from aios_adapters._sync import in_thread, run_with_limit
 from aios_kernel import errors
+from aios_kernel.client import Client, Connection
 from aios_kernel.syscalls import (
     AgentExit,
     AgentSpawn,
@@ -97,7 +97,7 @@ class Scope:
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
         self._lock = threading.RLock()
-        self._spawned_on: object | None = None
+        self._spawned_on: Connection | None = None
         self._spawned_as = ""
         self._holds = 0
         self._over = False
@@ -179,10 +179,8 @@ class Scope:
             children = list(self._children.values())
         for scope in children:
             scope.close(error)
-        if self._spawned_on is not None:
-            text = f"{type(error).__name__}: {error}"[:500] if error is not None else None
-            with contextlib.suppress(errors.KernelUnavailable):  # a kernel that is gone holds nothing any more
-                self._link.client().post(AgentExit(error=text), program=self.program)
+        text = f"{type(error).__name__}: {error}"[:500] if error is not None else None
+        self._post(AgentExit(error=text))
 
     # --- syscalls ---------------------------------------------------------------------------------------------------
 
@@ -237,7 +235,7 @@ class Scope:
         except BaseException as error:
             self._tool_failed(grant, error)
             raise
-        self._link.client().post(ToolEnd(grant=grant.grant, result_bytes=_size(result)), program=self.program)
+        self._post(ToolEnd(grant=grant.grant, result_bytes=_size(result)))
         return result
 
     async def arun_tool(
@@ -256,13 +254,18 @@ class Scope:
         except BaseException as error:
             self._tool_failed(grant, error)
             raise
-        self._link.client().post(ToolEnd(grant=grant.grant, result_bytes=_size(result)), program=self.program)
+        self._post(ToolEnd(grant=grant.grant, result_bytes=_size(result)))
         return result
 
     def _tool_failed(self, grant: ToolGrant, error: BaseException) -> None:
-        text = f"{type(error).__name__}: {error}"[:500]
-        with contextlib.suppress(errors.KernelUnavailable):
-            self._link.client().post(ToolEnd(grant=grant.grant, ok=False, error=text), program=self.program)
+        self._post(ToolEnd(grant=grant.grant, ok=False, error=f"{type(error).__name__}: {error}"[:500]))
+
+    def _post(self, call: AgentExit | ToolEnd) -> None:
+        """Tell the kernel that knows this program; one that is gone, or the parent process's, is told nothing."""
+        connection = self._spawned_on
+        if connection is not None and connection.alive:
+            with contextlib.suppress(errors.KernelUnavailable):
+                Client(connection).post(call, program=self.program)
 
     def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
         return self._link.prepare(self.agent, self.framework, call, stream=stream)
@@ -283,6 +286,9 @@ class Scope:
         with self._lock:
             if self._spawned_on is connection and self._spawned_as == self.framework:
                 return
+            if self._spawned_on is not None and self._spawned_on is not connection:
+                # Its program ended with the connection (or lives on in the parent of a fork): this is another run.
+                self.program = uuid.uuid4().hex[:16]
             # A second time when the framework came to light after the first syscall (a message, a note).
             self._link.client().post(self._spawn(), program=self.program)
             self._spawned_on, self._spawned_as = connection, self.framework
@@ -291,10 +297,9 @@ class Scope:
         if self._link.connected():
             self._ensure_spawned()
             return
-        # Starting a kernel takes seconds: not on the event loop. A thread of its own, because the loop's default
-        # executor may be full of tools that wait for this very agent.
-        with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-start") as starter:
-            await asyncio.get_running_loop().run_in_executor(starter, self._ensure_spawned)
+        # Starting a kernel takes seconds: not on the event loop, and in no executor, which may be full of tools that
+        # wait for this very agent, or make a cancelled caller wait for the start.
+        await in_thread(self._ensure_spawned)
 
     def _spawn(self) -> AgentSpawn:
         return AgentSpawn(

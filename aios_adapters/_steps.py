@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def closing(scope: Scope, new: bool) -> Generator[None]:
-    """Close a new scope at the end, with the error that ended it."""
+    """Close a new scope at the end, with the error that ended it; a consumer that has seen enough is none."""
     try:
         yield
+    except GeneratorExit:
+        if new:
+            scope.close()
+        raise
     except BaseException as error:
         if new:
             scope.close(error)

@@ -16,9 +16,21 @@ from pathlib import Path
 from typing import Protocol
 
 from aios_kernel import errors, frames
-from aios_kernel.syscalls import ABI_VERSION, Cancel, ClientFrame, Failed, Hello, KernelFrame, Request, Syscall, Welcome
+from aios_kernel.syscalls import (
+    ABI_VERSION,
+    Cancel,
+    ClientFrame,
+    Delta,
+    Failed,
+    Hello,
+    KernelFrame,
+    Request,
+    Syscall,
+    Welcome,
+)
 
 _RECEIVE_BYTES = 256 * 1024
+_GREETING_S = 30.0
 
 
 class Sink(Protocol):
@@ -37,8 +49,10 @@ class Connection:
         self._socket = sock
         self._ids = itertools.count(1)
         self._sinks: dict[int, Sink] = {}
-        # Reentrant: a stream that the garbage collector closes may cancel while this thread is sending.
+        # Reentrant: a stream that the garbage collector closes may cancel while this thread is sending. Two locks,
+        # because the reader must go on while a sender waits for a kernel that takes no more until somebody reads.
         self._lock = threading.RLock()
+        self._sending = threading.RLock()
         self._broken: errors.AiosError | None = None
         self._reader = frames.kernel_frames()
         self.pid = os.getpid()
@@ -63,6 +77,7 @@ class Connection:
 
     def submit(self, call: Syscall, sink: Sink, *, program: str | None, timeout_s: float | None) -> int:
         """Send a syscall; its frames go to `sink`, of which exactly one is `Done` or `Failed`."""
+        self._check_fork()
         number = next(self._ids)
         data = frames.encode(Request(id=number, call=call, program=program, timeout_s=timeout_s))
         with self._lock:
@@ -73,29 +88,46 @@ class Connection:
         return number
 
     def cancel(self, number: int) -> None:
-        """Ask the kernel to stop a request; harmless when it has ended."""
+        """Ask the kernel to stop a request; harmless when it has ended, or in a forked child."""
+        if not self.alive:
+            return
         with self._lock:
-            known = number in self._sinks and self._broken is None
+            known = number in self._sinks
         if known:
             self._send(frames.encode(Cancel(id=number)))
 
     def close(self) -> None:
-        """Hang up; open requests end with KernelUnavailable."""
+        """Hang up; open requests end with KernelUnavailable. A forked child only lets go of its copy."""
+        if self.pid != os.getpid():
+            self._socket.close()
+            return
         self._break(errors.KernelUnavailable("the connection to the kernel was closed"))
 
     def _send(self, data: bytes) -> None:
         try:
-            with self._lock:
+            with self._sending:
                 self._socket.sendall(data)
         except OSError as error:
             self._break(_lost(str(error)))
+        except BaseException:
+            # Interrupted (ctrl-C): half a frame may be out, and nothing may follow it.
+            self._break(_lost("a frame was cut short by an interrupt"))
+            raise
+
+    def _check_fork(self) -> None:
+        if self.pid != os.getpid():
+            raise errors.KernelUnavailable(
+                "this connection belongs to the parent process", fix="connect again after a fork"
+            )
 
     def _greet(self, token: str, client: str) -> Welcome:
         hello: ClientFrame = Hello(version=ABI_VERSION, token=token, client=client)
         try:
+            self._socket.settimeout(_GREETING_S)
             self._socket.sendall(frames.encode(hello))
             for frame in self._receive():
                 if isinstance(frame, Welcome):
+                    self._socket.settimeout(None)
                     return frame
                 if isinstance(frame, Failed):
                     raise errors.from_code(frame.code, frame.message, fix=frame.fix)
@@ -112,7 +144,7 @@ class Connection:
             for frame in self._receive():
                 self._deliver(frame)
             self._break(_lost("it hung up"))
-        except (OSError, errors.AiosError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever ends this thread, nobody may wait for it any longer
             self._break(_lost(str(error)))
 
     def _deliver(self, frame: KernelFrame) -> None:
@@ -121,7 +153,7 @@ class Connection:
         if isinstance(frame, Failed) and frame.id == 0:
             self._break(errors.from_code(frame.code, frame.message, fix=frame.fix))
             return
-        ends = type(frame).__name__ != "Delta"
+        ends = not isinstance(frame, Delta)
         with self._lock:
             sink = self._sinks.pop(frame.id, None) if ends else self._sinks.get(frame.id)
         if sink is not None:

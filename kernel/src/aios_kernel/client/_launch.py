@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -50,13 +52,21 @@ def kernel_input(config: Config) -> bytes:
 
 
 def _try(config: Config, client: str) -> Connection | None:
-    path = socket_of(config)
+    path, token = socket_of(config), _token(config)
     try:
-        return Connection.open(path, _token(config), client)
+        return Connection.open(path, token, client)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except OSError as error:
         raise errors.KernelUnavailable(f"cannot connect to {path}: {error}", fix="aios doctor") from error
+    except errors.AuthError:
+        if _token(config) == token:
+            raise
+        return _try(config, client)  # a new kernel has just replaced the one whose token that was
+    except errors.HandshakeRefused:
+        raise
+    except errors.KernelUnavailable:
+        return None  # it hung up instead of greeting: it is about to leave
 
 
 def _token(config: Config) -> str:
@@ -84,20 +94,47 @@ def stop_in_process(config: Config) -> None:
 
 def _start_and_join(config: Config, client: str) -> Connection:
     log = home_of(config) / "run" / "kernel.log"
-    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise errors.KernelUnavailable(
+            f"the data directory cannot be used: {error}", fix="set AIOS_HOME to a directory of your own"
+        ) from error
     ends_at = time.monotonic() + config.start_timeout_s
-    failure = _launch(config, log, ends_at)
-    if failure is not None and failure.code != errors.KernelLocked.code:
-        raise failure
-    # Ours is ready, or somebody else's kernel holds the lock and is about to be.
     while time.monotonic() < ends_at:
-        connection = _try(config, client)
+        failure = _launch(config, log, ends_at)
+        if failure is not None and failure.code != errors.KernelLocked.code:
+            raise failure
+        connection = _join(config, client, ends_at)
         if connection is not None:
             return connection
+    raise errors.KernelUnavailable(_silent(config, log), fix="aios doctor")
+
+
+def _join(config: Config, client: str, ends_at: float) -> Connection | None:
+    """Wait for the kernel that holds the lock: ours, or somebody else's. None when it has left instead of answering."""
+    while time.monotonic() < ends_at:
+        connection = _try(config, client)
+        if connection is not None or not _locked(config):
+            return connection
         time.sleep(_POLL_S)
-    raise failure or errors.KernelUnavailable(
-        f"the kernel did not answer within {config.start_timeout_s:.0f} s; its log is {log}", fix="aios doctor"
-    )
+    return None
+
+
+def _locked(config: Config) -> bool:
+    """Whether a kernel owns the data directory; a shared lock for a moment, which the start of a kernel expects."""
+    try:
+        with (home_of(config) / "run" / "kernel.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _silent(config: Config, log: Path) -> str:
+    return f"the kernel did not answer within {config.start_timeout_s:.0f} s; its log is {log}"
 
 
 def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | None:
@@ -125,18 +162,15 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
             process.stdin.write(kernel_input(config))
         ready, _, _ = select.select([reports], [], [], max(0.0, ends_at - time.monotonic()))
         report = reports.read() if ready else b""
-    _reap_later(process)
+    threading.Thread(target=process.wait, name="aios-reaper", daemon=True).start()  # it may outlive us, or not
+    if not ready:
+        return errors.KernelUnavailable(_silent(config, log), fix="raise start_timeout_s; `aios doctor`")
     if report == b"ready":
         return None
     if report:
         failed = msgspec.msgpack.decode(report, type=Failed)
         return errors.from_code(failed.code, failed.message, fix=failed.fix)
     return _no_extras(config, _tail(log))
-
-
-def _reap_later(process: subprocess.Popen[bytes]) -> None:
-    # The kernel may outlive us; a running child must not raise ResourceWarning when this object is collected.
-    process.returncode = process.poll() if process.poll() is not None else 0
 
 
 def _tail(log: Path, lines: int = 5) -> str:
