@@ -55,14 +55,19 @@ def speedup(
     tool_delay: Annotated[float, typer.Option(help="Seconds a recorded tool takes.")] = 0.2,
     mode: Annotated[list[str] | None, typer.Option(help="generate_lock, kernel_fifo, kernel_round_robin.")] = None,
     server: Annotated[str | None, typer.Option(help="Also measure this OpenAI-compatible server.")] = None,
+    agent: Annotated[Path | None, typer.Option(help="Compare this file's agents, no recorded work.")] = None,
 ) -> None:
     """The same agents with and without the kernel, on recorded work: makespan, completion, tokens, exactness."""
     from aios_evals import report
+    from aios_evals.speedup import own
     from aios_evals.speedup.frameworks import walks
     from aios_evals.speedup.run import MODES, Plan, run
     from aios_evals.workloads.load import NAMES, data_folder
     from aios_kernel.config import home_of, load
 
+    if agent is not None:
+        report.emit("speedup", own.run(agent, _known(mode, MODES)), json=json)
+        return
     plan = Plan(
         data=data_folder(data),
         workloads=_known(workload, NAMES),
@@ -75,6 +80,15 @@ def speedup(
         server=server,
     )
     report.emit("speedup", run(plan), json=json)
+
+
+@bench.command()
+def exactness(json: Json = False, full: Full = False) -> None:
+    """Whether the demo agents say the same with and without the kernel, with snapshots on and off."""
+    from aios_evals import report
+    from aios_evals.demo.exactness import run
+
+    report.emit("exactness", run(3 if full else 1), json=json)
 
 
 def _known(asked: list[str] | None, names: tuple[str, ...]) -> list[str]:

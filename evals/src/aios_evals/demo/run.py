@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,17 +60,20 @@ def demo(each: int, trace: Path, *, baseline: bool) -> bool:
     sys.stdout.write(
         f"{len(work)} agents of {len(frameworks())} frameworks, one kernel, the demo model (1.3 M weights)\n"
     )
-    ours, view = asyncio.run(_with_kernel(work, trace))
+    ours, view = asyncio.run(with_kernel(work, trace))
     _show_answers(work, ours)
     _show_table(work, view)
-    plain = asyncio.run(_without_kernel(work)) if baseline else None
+    plain = asyncio.run(without_kernel(work)) if baseline else None
     _show_end(ours, plain, view)
     return plain is None or plain.answers == ours.answers
 
 
-async def _with_kernel(work: Sequence[Job], trace: Path) -> tuple[Run, KernelView]:
+async def with_kernel(
+    work: Sequence[Job], trace: Path, flags: Mapping[str, object] | None = None
+) -> tuple[Run, KernelView]:
+    """All agents at once through a kernel of their own; `flags` override its settings."""
     with tempfile.TemporaryDirectory(prefix="aios-demo-") as home:
-        config = load({"home": home, "kernel": "auto", "model": "demo", "threads": THREADS})
+        config = load({"home": home, "kernel": "auto", "model": "demo", "threads": THREADS} | dict(flags or {}))
         connection = await asyncio.to_thread(connect, config, client="demo")
         client = AsyncClient(connection)
         await _warm_up(config)
@@ -126,7 +129,7 @@ async def _look(client: AsyncClient, trace: Path) -> KernelView:
     return KernelView(table.programs, status, trace)
 
 
-async def _without_kernel(work: Sequence[Job]) -> Run:
+async def without_kernel(work: Sequence[Job]) -> Run:
     """The same agents one at a time, their frameworks pointed at `generate` behind a lock; loading is not counted."""
     async with server_mode(DEMO, {}, threads=THREADS) as mode:
         tools = toolbox(PlainNotes())

@@ -56,12 +56,12 @@ class ServerMode:
     """The frameworks pointed at an HTTP server on loopback (see `aios_evals.baseline.server`)."""
 
     def __init__(self, url: str, client: httpx.AsyncClient) -> None:
-        self._url = url
+        self.url = url
         self._client = client
 
     def wrap(self, name: str, agent: Agent) -> Callable[[], Awaitable[Any]]:
         """The agent with its endpoint; its API key is its name."""
-        return lambda: agent(Endpoint(f"{self._url}/v1", name))
+        return lambda: agent(Endpoint(f"{self.url}/v1", name))
 
     async def usage(self) -> Usage:
         """From the server's own counters."""
@@ -103,7 +103,7 @@ class KernelMode:
 @asynccontextmanager
 async def server_mode(
     model: Path, runs: Mapping[str, Trajectory], *, forward: str | None = None, threads: int | None = None
-) -> AsyncGenerator[Mode]:
+) -> AsyncGenerator[ServerMode]:
     """`generate` behind a lock, or with `forward` another server, in a process of its own."""
     command = [sys.executable, "-m", "aios_evals.baseline.server", str(model)]
     process = await asyncio.create_subprocess_exec(

@@ -74,7 +74,12 @@ async def _compare(
             opening = _open(plan, name, base, model, named)
             measured, choices = await _measure(plan, walks()[framework], named, opening)
             oracle = choices if name == "generate_lock" else oracle
-            row = {"framework": framework, "workload": workload, "agents": len(named), "mode": name} | measured
+            row: dict[str, Any] = {
+                "framework": framework,
+                "workload": workload,
+                "agents": len(named),
+                "mode": name,
+            } | measured
             row["ratio"] = (rows[0] if rows else row)["makespan_s"] / row["makespan_s"] if oracle else None
             row["identical"] = _agreement(oracle, choices) if oracle and name != "server" else None
             rows.append(row)
