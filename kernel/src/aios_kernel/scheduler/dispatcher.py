@@ -56,6 +56,7 @@ class Dispatcher:
         self._updates: list[Update] = []
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
+        self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._stopping = False
         self._closed = False
         self._gate = threading.Lock()  # nothing is queued behind the last look into the inbox
@@ -180,7 +181,9 @@ class Dispatcher:
         batch = self._batch(plan)
         if batch:
             self._compute(batch)
-        elif not moved:
+        elif moved and self._fruitless <= len(self._held):
+            self._fruitless += 1
+        else:
             self._stuck()
 
     def _view(self) -> View:
@@ -285,6 +288,7 @@ class Dispatcher:
             _log.exception("a step of the engine failed")
             self._fail_all([held for held, _, _ in batch], _engine_error(error))
             return
+        self._fruitless = 0
         for (held, _, _), output in zip(batch, outputs, strict=True):
             self._accept(held, output)
 
@@ -334,7 +338,8 @@ class Dispatcher:
         """The pool was fuller than the plan knew: swap the newest out, or end it when that would free nothing."""
         newest = max(group, key=lambda held: held.generation.arrived_s)
         others = any(held.context is not None and held is not newest for held in self._held.values())
-        if others and self.model.engine.capabilities.snapshot:
+        if others and self.model.engine.capabilities.snapshot and self._fruitless <= len(self._held):
+            self._fruitless += 1
             self._swap_out(newest)
         else:
             self._fail_all([newest], _too_big())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from aios_kernel import errors
 from aios_kernel.client import Connection
@@ -16,6 +19,8 @@ from aios_kernel.config import Config, home_of
 from aios_kernel.kernel import Kernel
 from aios_kernel.server.runtime import principal_name, running_kernel
 from aios_kernel.server.unix import Door, Doorman, Doors
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ class InProcessKernel:
         self._started = threading.Event()
         self._failure: BaseException | None = None
         self._doors: Doors
+        self._closed = False
         self._opening: set[asyncio.Task[object]] = set()
         self.kernel: Kernel | None = None
         self._thread = threading.Thread(target=self._run, name="aios-kernel", daemon=True)
@@ -57,12 +63,18 @@ class InProcessKernel:
             ours.close()
             raise
 
-    def stop(self) -> None:
-        """End it and wait until everything is on disk."""
+    def stop(self, *, at_exit: bool = False) -> None:
+        """End it and wait until everything is on disk. `at_exit`: the interpreter gives no more threads."""
         if self.running and self.kernel is not None:
             with contextlib.suppress(RuntimeError):  # its loop has just been closed
-                self.kernel.loop.call_soon_threadsafe(self.kernel.shutdown.set)
+                self.kernel.loop.call_soon_threadsafe(self._shut, self.kernel, at_exit)
         self._thread.join()
+
+    @staticmethod
+    def _shut(kernel: Kernel, at_exit: bool) -> None:
+        if at_exit:
+            kernel.loop.set_default_executor(_Inline())
+        kernel.shutdown.set()
 
     def _open_door(self, sock: socket.socket) -> None:
         assert self.kernel is not None
@@ -78,7 +90,7 @@ class InProcessKernel:
         try:
             asyncio.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the start
-            if self._started.is_set():
+            if self._started.is_set() and not self._closed:
                 _log.error("the in-process kernel ended with an error", exc_info=error)
             self._failure = error
             self._started.set()
@@ -89,6 +101,20 @@ class InProcessKernel:
             self.kernel = kernel
             self._started.set()
             await kernel.shutdown.wait()
+        self._closed = True
+
+
+class _Inline(concurrent.futures.ThreadPoolExecutor):
+    """Runs at once, in the calling thread: Python's own executors are shut before `atexit` functions run."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
+        """The finished future of `fn(*args, **kwargs)`."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+            future.set_exception(error)
+        return future
 
 
 class _Shared:
@@ -97,7 +123,7 @@ class _Shared:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kernels: dict[Path, InProcessKernel] = {}
-        atexit.register(self.stop_all)
+        atexit.register(self._stop_all)
 
     def get(self, config: Config) -> InProcessKernel:
         with self._lock:
@@ -117,10 +143,10 @@ class _Shared:
         if kernel is not None:
             kernel.stop()
 
-    def stop_all(self) -> None:
+    def _stop_all(self) -> None:
         with self._lock:
             for kernel in self._kernels.values():
-                kernel.stop()
+                kernel.stop(at_exit=True)
             self._kernels.clear()
 
 
