@@ -77,6 +77,7 @@ class Kernel:
         self._open = 0
         self._closing = False
         self._began = time.time()
+        self._version = importlib.metadata.version("aios-kernel")  # reads files: not at every question
         self._routes = self._wire()
         self.dispatcher.start()
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
@@ -280,7 +281,7 @@ class Kernel:
     def _do_info(self, open_call: OpenCall, call: syscalls.KernelInfo) -> KernelStatus:
         engine, dispatcher = self.model.engine, self.dispatcher
         return KernelStatus(
-            version=importlib.metadata.version("aios-kernel"),
+            version=self._version,
             abi=ABI_VERSION,
             pid=os.getpid(),
             home=str(home_of(self.config)),

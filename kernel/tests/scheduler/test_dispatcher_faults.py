@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.service import ChatService

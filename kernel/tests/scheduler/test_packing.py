@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from aios_kernel.errors import ConfigError
 from aios_kernel.scheduler.fifo import Fifo
 from aios_kernel.scheduler.packing import Packer
 from aios_kernel.scheduler.protocol import Arrived, Computed, Plan, Policy, Residency, Task, View
 from aios_kernel.scheduler.round_robin import RoundRobin
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BLOCK = 16
 RESIDENT, QUEUED, SWAPPED = Residency.RESIDENT, Residency.QUEUED, Residency.SWAPPED
