@@ -8,11 +8,15 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from aios_kernel.errors import ConfigError
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +38,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Refuse model names that are neither loaded nor mapped."""
     device: str = "auto"
     dtype: str = "auto"
-    kv_tokens: int = 0
+    kv_tokens: _Count = 0
     """Size of the KV pool in tokens; 0: from free memory."""
-    threads: int = 0
+    threads: _Count = 0
     """Threads of the engine; 0: the library's choice."""
     policy: str = "fifo"
     policy_options: dict[str, float | int | str | bool] = {}
@@ -49,14 +53,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`host:port` on loopback for the OpenAI-compatible front; empty: none."""
     principals: dict[str, str] = {}
     """Further principals: name to the SHA-256 (hex) of their token."""
-    max_open_calls: int = 20_000
+    max_open_calls: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     """Open syscalls over all connections; beyond it `Busy`."""
-    tool_timeout_s: float = 300.0
-    call_timeout_s: float = 0.0
+    tool_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    call_timeout_s: _Seconds = 0.0
     """Deadline of a syscall that names none; 0: none."""
-    grace_s: float = 10.0
+    grace_s: _Seconds = 10.0
     """How long an auto-started kernel outlives its last client."""
-    start_timeout_s: float = 180.0
+    start_timeout_s: _Seconds = 180.0
     """How long a client waits for the kernel that it started."""
 
 
@@ -113,8 +117,8 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
         path = folder / "aios.toml"
         if path.is_file():
             try:
-                values = tomllib.loads(path.read_text())
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
                 raise ConfigError(f"{path} cannot be read: {error}", fix=f"edit {path}") from error
             _refuse_unknown(values, str(path))
             return values, dict.fromkeys(values, str(path))
