@@ -18,7 +18,8 @@ from aios_kernel.config import Config, home_of, socket_of, token_file_of
 from aios_kernel.kernel import Kernel
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.plugins import Plugins
-from aios_kernel.server.unix import Doorman, Doors, listening, private_folder
+from aios_kernel.server.socket_file import private_folder
+from aios_kernel.server.unix import Doorman, Doors, listening
 
 _PROBE_S = 0.05
 
