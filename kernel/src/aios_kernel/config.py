@@ -14,7 +14,6 @@ import msgspec
 
 from aios_kernel.errors import ConfigError
 
-
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 

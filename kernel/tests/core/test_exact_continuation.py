@@ -26,8 +26,6 @@ from aios_kernel.scheduler.protocol import Policy
 from aios_kernel.scheduler.round_robin import RoundRobin
 from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling
 
-pytestmark = pytest.mark.slow
-
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
