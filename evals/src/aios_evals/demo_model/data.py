@@ -136,7 +136,7 @@ def _offered(words: Words, first: JobSpec) -> list[str]:
     tools = set(TOOL_ARGUMENTS)
     if words.chance(0.5):
         tools = {tool for tool in sorted(TOOL_ARGUMENTS) if words.chance(0.5)}
-        tools |= set(first.tools) if words.chance(0.8) else set()
+        tools |= set(first.tools) if words.chance(0.7) else set()
     if words.chance(0.3):
         make: Callable[[], str] = lambda: "".join(c for c in words.name() if c.isalnum() or c in "_-")  # noqa: E731
         tools |= {words.pick(words.pick(*_OTHER_TOOLS), make()) for _ in range(words.pick(1, 2, 3, 5))}
@@ -166,7 +166,6 @@ def _wrapped(words: Words, turn: Turn) -> Turn:
             f"Task: {q}",
             f"Question: {q}",
             f"{q}\nUse your tools.",
-            f"{q} Use your tools.",
             f"User: {q}",
             f"New task:\n{q}",
         ),

@@ -218,7 +218,7 @@ def recall_all(s: Scene) -> Job:
     w = s.words
     about = w.person() if w.chance(0.5) else w.entity()
     if w.chance(0.9):
-        s.world.notes.extend(f"{about} {w.pick(*_VERBS[1:])} {w.value()}" for _ in range(w.pick(1, 1, 2, 3)))
+        s.world.notes.extend(f"{about} {w.pick(*_VERBS[1:])} {w.value()}" for _ in range(w.pick(1, 1, 2)))
     yield w.pick(
         *(f"What do you know about {about}?", f"What did I tell you about {about}?", f"Recall {about}."),
         *(f"What do your notes say about {about}?", f"Recall everything about {about}.", f"recall {about}"),

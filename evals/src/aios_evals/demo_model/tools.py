@@ -45,7 +45,7 @@ def calculator(expression: str) -> str:
         expression: For example ``3 * (14.5 + 2)``.
 
     Returns:
-        The result with at most six decimals, or a text that starts with ``error:``.
+        The result with at most four decimals, or a text that starts with ``error:``.
     """
     if len(expression) > _MAX_EXPRESSION:
         return "error: expression too long"
@@ -70,10 +70,10 @@ def _value(node: ast.expr) -> float:
 
 
 def _number_text(value: float) -> str:
-    """Integers in full, other numbers with at most six decimals and no trailing zeros."""
+    """Integers in full, other numbers with at most four decimals and no trailing zeros."""
     if isinstance(value, int):
         return str(value)
-    text = f"{value:.6f}".rstrip("0").rstrip(".")
+    text = f"{value:.4f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 

@@ -89,11 +89,11 @@ class Words:
 
     def person(self) -> str:
         """Who speaks or owns; also random names, so that any name works."""
-        return self.pick(*PEOPLE) if self.chance(0.5) else self.name()
+        return self.pick(*PEOPLE) if self.chance(0.5) else self.of_split(self._raw_person)
 
     def attribute(self) -> str:
         """What can be asked of an entity; a fifth of them random, so that any attribute works."""
-        return self.name() if self.chance(0.2) else self.pick(*ATTRIBUTES)
+        return self.of_split(self._plain_word) if self.chance(0.2) else self.pick(*ATTRIBUTES)
 
     def sentence(self) -> str:
         """A free note of three to six words."""
@@ -122,7 +122,7 @@ class Words:
         return self.pick("", "", str(self.rng.randint(0, 9))) + str(self.rng.randint(1, 9))
 
     def _raw_expression(self) -> str:
-        parts = [self.number() for _ in range(self.pick(2, 2, 2, 2, 3, 3, 4))]
+        parts = [self.number() for _ in range(self.pick(2, 2, 2, 2, 2, 3, 3))]
         text = parts[0]
         for part in parts[1:]:
             text += f" {self.pick(*'+-*/')} {part}"
@@ -162,8 +162,16 @@ class Words:
         # A name starts with a letter, or "3 zebra" could mean an item "3 zebra".
         return text if text[0].isalpha() else self.pick(*string.ascii_letters) + text
 
+    def _raw_person(self) -> str:
+        word = self._plain_word()
+        return self.pick(word, word.capitalize(), f"{word}{self.rng.randint(1, 99)}", f"{word}_{self._plain_word()}")
+
     def _raw_entity(self) -> str:
-        return " ".join(self._raw_name() for _ in range(self.pick(1, 1, 1, 1, 1, 1, 2, 2, 3)))
+        word = self._plain_word
+        return self.pick(
+            *(self._raw_name, self._raw_name, self._raw_name, self._raw_name),
+            *(lambda: f"{word()} {word()}", lambda: f"{word()} {self._raw_name()}"),
+        )()
 
     def _raw_owner(self) -> str:
         return self.pick(

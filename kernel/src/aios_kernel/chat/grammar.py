@@ -87,9 +87,7 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: list[bytes], width: int, ends: frozenset[int], tool_format: ToolFormat) -> None:
         allowed = [b"" if _CONTROL.search(token) else token for token in vocabulary[:width]]
-        info = xgrammar.TokenizerInfo(
-            allowed, xgrammar.VocabType.RAW, vocab_size=width, stop_token_ids=sorted(ends)
-        )
+        info = xgrammar.TokenizerInfo(allowed, xgrammar.VocabType.RAW, vocab_size=width, stop_token_ids=sorted(ends))
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
         self._format = tool_format
         self._ends = _bit_mask(ends, width)
