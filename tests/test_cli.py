@@ -35,6 +35,7 @@ class Shell:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
         self.environment = clean | SETTINGS | {"AIOS_HOME": str(home)}
         self.home = home
+        self.serving: subprocess.Popen[str] | None = None
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
         done = subprocess.run([AIOS, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
@@ -52,7 +53,7 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def served(shell: Shell) -> Generator[Shell, None, None]:
-    kernel = shell.start("serve")
+    kernel = shell.serving = shell.start("serve")
     assert kernel.stdout is not None
     assert "serving fake" in kernel.stdout.readline()
     yield shell
@@ -97,6 +98,8 @@ def test_a_second_kernel_says_who_owns_the_directory(served: Shell) -> None:
 def test_kill(served: Shell) -> None:
     assert "fix: aios ps" in served("kill", "nobody", status=1)
     served("kill", "--kernel")
+    assert served.serving is not None
+    assert served.serving.wait(20) == 0
 
 
 def test_ctrl_c_in_the_middle_of_a_stream(served: Shell, tmp_path: Path) -> None:
