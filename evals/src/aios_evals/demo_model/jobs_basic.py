@@ -127,7 +127,12 @@ def subject(w: Words) -> str:
 
 def free_note(w: Words) -> str:
     """A note in words of its own."""
-    note = w.pick(w.sentence, lambda: f"{w.person()} {w.pick(*_VERBS)} {w.value()}")()
+    note = w.pick(
+        w.sentence,
+        lambda: f"{w.person()} {w.pick(*_VERBS)} {w.value()}",
+        lambda: f"{w.person()} {w.pick(*_VERBS)} {w.value()}",
+        lambda: f"the {w.sentence()} is {w.pick('', 'on ', 'at ')}{w.when()}",
+    )()
     return f'{note} "{w.value()}"' if w.chance(0.04) else note
 
 
@@ -154,11 +159,22 @@ def store_notes(s: Scene, about: str, value: str) -> None:
     """Put the note among others, some of them alike, so that the right one has to be found."""
     others = [free_note(s.words) for _ in range(s.words.pick(0, 0, 0, 1, 2))]
     if s.words.chance(0.35):
-        tail = about.split(" of ", 1)[1] if " of " in about and s.words.chance(0.5) else s.words.owner()
-        others.append(f"the {s.words.attribute()} of {tail} is {s.words.value()}")
+        others.append(f"{like(s.words, about)} is {s.words.value()}")
     notes = [*others, f"{about} is {value}"]
     s.words.rng.shuffle(notes)
     s.world.notes.extend(notes)
+
+
+def like(w: Words, about: str) -> str:
+    """A subject that shares words with another and is not the same."""
+    if "'s " in about and " of " not in about:
+        who, attribute = about.split("'s ", 1)
+        return w.pick(f"{w.person()}'s {attribute}", f"{who}'s {w.attribute()}", f"the {attribute} of {who}")
+    attribute, _, owner = about.removeprefix("the ").partition(" of ")
+    if not owner:
+        return f"the {w.attribute()} {attribute}"
+    kin = f"project {w.name()}" if owner.startswith("project ") else w.owner()
+    return w.pick(f"the {attribute} of {kin}", f"the {w.attribute()} of {owner}", f"the {w.attribute()} of {kin}")
 
 
 def recall_question(w: Words, about: str) -> str:
@@ -201,15 +217,27 @@ def recall(s: Scene) -> Job:
     """A value from the notes; or what else they say; or that they say nothing."""
     w = s.words
     about, value = subject(w), w.value()
-    if w.chance(0.85):
+    if w.chance(0.75):
         store_notes(s, about, value)
-    elif w.chance(0.5):
-        s.world.notes.append(f"{subject(w)} is {value}")
+    elif w.chance(0.7):
+        s.world.notes.append(f"{like(w, about)} is {value}")
     yield recall_question(w, about)
     (recalled,) = yield [("recall", about)]
     fact = told(recalled, about)
     opening = capital(about) if about.startswith("the ") else about
     return found(recalled) if fact is None else f"{opening} is {fact}."
+
+
+@job(1, "recall")
+def recall_sum(s: Scene) -> Job:
+    """A price or cost from the notes: the word "recall" decides, not the price list."""
+    w = s.words
+    about = w.pick(f"the cost of {w.count()} {w.entity()}", f"the price of {w.entity()}")
+    store_notes(s, about, w.price())
+    yield w.pick(f"Recall {about}.", f"Please recall {about}.", f"Do you remember {about}?", f"Can you recall {about}?")
+    (recalled,) = yield [("recall", about)]
+    fact = told(recalled, about)
+    return found(recalled) if fact is None else f"{capital(about)} is {fact}."
 
 
 @job(2, "recall")

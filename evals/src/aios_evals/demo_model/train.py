@@ -25,7 +25,7 @@ _VOCABULARY: Final = 288
 class Recipe:
     """Everything that decides the result."""
 
-    steps: int = 7500
+    steps: int = 12_000
     tokens: int = 2048
     warmup: int = 50
     matrix_rate: float = 0.006

@@ -35,6 +35,8 @@ _COMMON: Final = _words(
     "blanket carpet curtain mirror candle guitar piano violin ticket ledger invoice contract parcel crate barrel "
     "marble copper silver golden blue green red yellow small large heavy light winter summer north south alpha beta"
 )
+_MONTHS: Final = _words("January February March April May June July August September October November December")
+_DAYS: Final = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow")
 _JOINERS: Final = "-_'./&+:#--__"
 _ACCENTS: Final = "\u00e9\u00e8\u00fc\u00f6\u00e4\u00df\u00f1\u00e7\u00f8\u00e5\u00ee\u0142\u03bb\u65e5"
 _ALNUM: Final = string.ascii_letters + string.digits
@@ -85,7 +87,7 @@ class Words:
 
     def value(self) -> str:
         """What a note says of an attribute: a code, a number, a name or a few words."""
-        return self.pick(self.code, self.code, self.number, self.name, self.entity)()
+        return self.pick(self.code, self.code, self.number, self.name, self.entity, self.when, self._words)()
 
     def person(self) -> str:
         """Who speaks or owns; also random names, so that any name works."""
@@ -98,6 +100,16 @@ class Words:
     def sentence(self) -> str:
         """A free note of three to six words."""
         return self.of_split(lambda: " ".join(self._plain_word() for _ in range(self.rng.randint(3, 6))))
+
+    def when(self) -> str:
+        """A date, a time, or both."""
+        rng = self.rng
+        date = self.pick(
+            f"{rng.randint(1, 31)} {self.pick(*_MONTHS)}", self.pick(*_DAYS), f"{self.pick(*_DAYS)} next week"
+        )
+        date += f" {rng.randint(1990, 2060)}" if self.chance(0.3) else ""
+        time = f"{rng.randint(0, 23)}:{rng.randint(0, 59):02}"
+        return self.pick(date, time, f"{date} at {time}")
 
     def expression(self) -> str:
         """An arithmetic expression with one to three operators."""
@@ -162,6 +174,9 @@ class Words:
         # A name starts with a letter, or "3 zebra" could mean an item "3 zebra".
         return text if text[0].isalpha() else self.pick(*string.ascii_letters) + text
 
+    def _words(self) -> str:
+        return " ".join(self._plain_word() for _ in range(self.rng.randint(2, 4)))
+
     def _raw_person(self) -> str:
         word = self._plain_word()
         return self.pick(word, word.capitalize(), f"{word}{self.rng.randint(1, 99)}", f"{word}_{self._plain_word()}")
@@ -169,8 +184,13 @@ class Words:
     def _raw_entity(self) -> str:
         word = self._plain_word
         return self.pick(
-            *(self._raw_name, self._raw_name, self._raw_name, self._raw_name),
-            *(lambda: f"{word()} {word()}", lambda: f"{word()} {self._raw_name()}"),
+            *(self._raw_name, self._raw_name, self._raw_name, self._raw_name, self._raw_name),
+            *(
+                lambda: f"{word()} {word()}",
+                lambda: f"{word()} {self._raw_name()}",
+                lambda: f"{self._raw_name()} {word()}",
+            ),
+            *(lambda: f"{self._raw_name()} {self.rng.randint(1, 99)} {word()}", lambda: f"{word()} {word()} {word()}"),
         )()
 
     def _raw_owner(self) -> str:
