@@ -14,6 +14,11 @@ from aios_evals.workloads.python_tool import run_python
 from aios_evals.workloads.trajectory import RecordedCall, Step, Trajectory, Turn, schema_of
 
 DATA = os.environ.get("AIOS_DATA")
+# Two frameworks remark on what they cannot know of a local model.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Resolved model mismatch"),
+    pytest.mark.filterwarnings("ignore:Skipping serialization"),
+]
 needs_data = pytest.mark.skipif(not DATA, reason="the recorded workloads are no part of the project; set AIOS_DATA")
 
 
