@@ -14,7 +14,7 @@ test: setup ## The default suite: no network, no GPU, a few minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup ## Long suites: state machines, kills, real frameworks on the demo model.
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: setup ## Linters, types, import directions, code blocks of the documents.
 	$(BIN)/ruff check .

@@ -14,11 +14,8 @@ from aios_evals.workloads.python_tool import run_python
 from aios_evals.workloads.trajectory import RecordedCall, Step, Trajectory, Turn, schema_of
 
 DATA = os.environ.get("AIOS_DATA")
-# Two frameworks remark on what they cannot know of a local model.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Resolved model mismatch"),
-    pytest.mark.filterwarnings("ignore:Skipping serialization"),
-]
+# Whole frameworks run here, and deprecate and remark as they please; our own warnings are errors in our own suites.
+pytestmark = pytest.mark.filterwarnings("ignore")
 needs_data = pytest.mark.skipif(not DATA, reason="the recorded workloads are no part of the project; set AIOS_DATA")
 
 
