@@ -109,7 +109,7 @@ def test_ctrl_c_in_the_middle_of_a_stream(served: Shell, tmp_path: Path) -> None
         "from aios_kernel.syscalls import LlmChat, Message\n"
         "@aios.agent(name='streamer')\n"
         "def work():\n"
-        "    for piece in aios.current().stream(LlmChat(messages=[Message('user', 'think 200000')])):\n"
+        "    for piece in aios.current().stream(LlmChat(messages=[Message('user', 'ponder')])):\n"
         "        print('piece', flush=True)\n"
         "work()\n"
     )

@@ -287,7 +287,7 @@ async def test_a_cancelled_team_stops_its_generation(
 ) -> None:
     token = CancellationToken()
     team = aios.agent(team_of(client), name="team")
-    run = asyncio.ensure_future(team.run(task="think 200000", cancellation_token=token))
+    run = asyncio.ensure_future(team.run(task="ponder", cancellation_token=token))
     await until("running")
     token.cancel()
     with pytest.raises((asyncio.CancelledError, RuntimeError)):

@@ -35,7 +35,7 @@ import aios_adapters as aios
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
 
-LONG = "think 200000"
+LONG = "ponder"
 INFO = ModelInfo(vision=False, function_calling=True, json_output=True, family="unknown", structured_output=True)
 
 

@@ -241,7 +241,7 @@ async def test_leaving_a_graphs_stream_stops_the_generation(fake_kernel: KernelH
 
     @aios.agent(name="left")
     async def run() -> None:
-        stream = graph.astream(asking("think 60000"), stream_mode="messages")
+        stream = graph.astream(asking("ponder"), stream_mode="messages")
         async for chunk, _ in stream:
             if isinstance(chunk, AIMessageChunk) and chunk.text:
                 break

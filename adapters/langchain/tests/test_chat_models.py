@@ -290,7 +290,7 @@ def cancelled(kernel: KernelHandle) -> bool:
 async def test_cancelling_stops_the_generation(fake_kernel: KernelHandle, model: ChatOpenAI) -> None:
     @aios.agent(name="cancelled")
     async def ask() -> None:
-        await model.ainvoke("think 60000")
+        await model.ainvoke("ponder")
 
     task = asyncio.create_task(ask())
     assert await asyncio.to_thread(
@@ -305,7 +305,7 @@ async def test_cancelling_stops_the_generation(fake_kernel: KernelHandle, model:
 def test_leaving_a_stream_stops_the_generation(fake_kernel: KernelHandle, model: ChatOpenAI) -> None:
     @aios.agent(name="left")
     def ask() -> None:
-        stream = model.stream("think 60000")
+        stream = model.stream("ponder")
         next(stream)
         stream.close()
         assert fake_kernel.wait_for(lambda: cancelled(fake_kernel))
@@ -316,7 +316,7 @@ def test_leaving_a_stream_stops_the_generation(fake_kernel: KernelHandle, model:
 async def test_leaving_an_async_stream_stops_the_generation(fake_kernel: KernelHandle, model: ChatOpenAI) -> None:
     @aios.agent(name="left")
     async def ask() -> None:
-        stream = model.astream("think 60000")
+        stream = model.astream("ponder")
         await anext(stream)
         await stream.aclose()
         assert await asyncio.to_thread(fake_kernel.wait_for, lambda: cancelled(fake_kernel))

@@ -54,7 +54,7 @@ def test_a_models_own_timeout(fake_kernel: KernelHandle) -> None:
 
     @aios.agent(name="hasty")
     def ask() -> None:
-        model.invoke("think 60000")
+        model.invoke("ponder")
 
     with pytest.raises(langchain.ModelTimeoutError) as late:
         ask()
@@ -73,9 +73,9 @@ def test_fallbacks_and_callbacks_see_the_error(fake_kernel: KernelHandle, model:
 
     @aios.agent(name="fallback")
     def ask() -> Any:
-        return hasty.with_fallbacks([patient]).invoke("think 60000").content
+        return hasty.with_fallbacks([patient]).invoke("ponder").content
 
-    assert ask() == "w0 w1"
+    assert ask() == "hm hm "
     assert Listener.seen == ["ModelTimeout"]
 
 
@@ -123,7 +123,7 @@ async def test_a_kernel_that_goes_away(fake_kernel: KernelHandle, model: ChatOpe
 
     @aios.agent(name="killed")
     async def ask() -> None:
-        await model.ainvoke("think 60000")
+        await model.ainvoke("ponder")
 
     task = asyncio.create_task(ask())
     assert await asyncio.to_thread(fake_kernel.wait_for, lambda: bool(fake_kernel.ps()))

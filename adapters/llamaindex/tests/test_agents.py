@@ -240,7 +240,7 @@ def test_agents_in_threads_keep_their_names(fake_kernel: KernelHandle) -> None:
 async def test_cancelling_an_agent_stops_its_generation(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="cancelled")
     async def main() -> Any:
-        return await FunctionAgent(tools=[add], llm=OpenAI(model="gpt-4o")).run("think 100000")
+        return await FunctionAgent(tools=[add], llm=OpenAI(model="gpt-4o")).run("ponder")
 
     task = asyncio.create_task(main())
     running = lambda: any(row.state == "running" for row in fake_kernel.ps())  # noqa: E731 - a condition to wait for

@@ -256,7 +256,7 @@ def test_a_schema_binds_the_answer(fake_kernel: KernelHandle, form: str) -> None
 async def test_cancelling_a_task_stops_the_generation(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="cancelled")
     async def run() -> None:
-        await MockLLM().achat(said("think 100000"))
+        await MockLLM().achat(said("ponder"))
 
     task = asyncio.create_task(run())
     assert await asyncio.to_thread(fake_kernel.wait_for, lambda: any(r.state == "running" for r in fake_kernel.ps()))
@@ -270,10 +270,10 @@ async def test_cancelling_a_task_stops_the_generation(fake_kernel: KernelHandle)
 async def test_closing_a_stream_stops_the_generation(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="closer")
     async def run() -> None:
-        stream = MockLLM().stream_chat(said("think 100000"))
+        stream = MockLLM().stream_chat(said("ponder"))
         next(stream)
         stream.close()
-        astream = await MockLLM().astream_chat(said("think 100000"))
+        astream = await MockLLM().astream_chat(said("ponder"))
         await anext(astream)
         await astream.aclose()
         ended = ["cancelled", "cancelled"]

@@ -163,13 +163,13 @@ def test_a_field_that_is_not_served_is_refused_by_name(fake_kernel: KernelHandle
 
 def test_the_users_timeout_is_kept(fake_kernel: KernelHandle) -> None:
     with aios.running("late"), pytest.raises(DeadlineExceeded):
-        OpenAI(model="gpt-4o", timeout=0.01).complete("think 100000")
+        OpenAI(model="gpt-4o", timeout=0.01).complete("ponder")
 
 
 async def test_cancelling_a_stream_stops_the_generation(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="streaming")
     async def run() -> None:
-        async for _ in await OpenAI(model="gpt-4o").astream_chat(said("think 100000")):
+        async for _ in await OpenAI(model="gpt-4o").astream_chat(said("ponder")):
             started.set()
 
     started = asyncio.Event()

@@ -94,7 +94,7 @@ async def test_tokens_are_counted_and_no_money_is_spent(kernel: KernelHandle, ca
 
 
 async def test_cancelling_a_role_stops_the_generation(kernel: KernelHandle, carl: Any) -> None:
-    task = asyncio.create_task(aios.agent(carl().run, name="desk")("think 200000"))
+    task = asyncio.create_task(aios.agent(carl().run, name="desk")("ponder"))
     running = lambda: any(row.state == "running" for row in kernel.ps())  # noqa: E731 - asked from a thread
     assert await asyncio.to_thread(kernel.wait_for, running)
     task.cancel()

@@ -61,12 +61,12 @@ def test_a_prompt_that_is_too_long(fake_kernel: KernelHandle, stream: bool) -> N
 
 def test_an_explicit_timeout_is_the_deadline(fake_kernel: KernelHandle) -> None:
     with pytest.raises(openai.APITimeoutError) as caught:
-        ask("think 60000", timeout=0.05)
+        ask("ponder", timeout=0.05)
     assert "deadline of 0.05 s" in str(caught.value)
     with pytest.raises(openai.APITimeoutError):
-        ask("think 60000", client=OpenAI(timeout=0.05))
+        ask("ponder", client=OpenAI(timeout=0.05))
     with pytest.raises(openai.APITimeoutError):
-        list(ask("think 60000", timeout=0.2, stream=True))
+        list(ask("ponder", timeout=0.2, stream=True))
     outcomes = [span.outcome for span in fake_kernel.spans() if span.syscall == "llm.chat"]
     assert outcomes == ["deadline_exceeded"] * 3, "each was tried once"
 
@@ -74,9 +74,9 @@ def test_an_explicit_timeout_is_the_deadline(fake_kernel: KernelHandle) -> None:
 @pytest.mark.usefixtures("fake_kernel")
 async def test_an_explicit_timeout_async() -> None:
     with pytest.raises(openai.APITimeoutError):
-        await aask("think 60000", timeout=0.05)
+        await aask("ponder", timeout=0.05)
     with pytest.raises(openai.APITimeoutError):
-        async for _ in await aask("think 60000", timeout=0.2, stream=True):
+        async for _ in await aask("ponder", timeout=0.2, stream=True):
             pass
 
 
@@ -91,7 +91,7 @@ def test_a_full_queue_is_a_rate_limit() -> None:
     @aios.agent(name="greedy")
     def agent() -> None:
         client = OpenAI(max_retries=0)
-        with client.chat.completions.create(model="m", messages=user("think 60000"), stream=True):
+        with client.chat.completions.create(model="m", messages=user("ponder"), stream=True):
             client.chat.completions.create(model="m", messages=user("hi"))
 
     with pytest.raises(openai.RateLimitError, match="syscalls are open") as caught:
@@ -104,7 +104,7 @@ def test_a_full_queue_is_tried_again_when_the_kernel_says() -> None:
     @aios.agent(name="patient")
     def agent() -> Any:
         client = OpenAI(max_retries=2)
-        stream = client.chat.completions.create(model="m", messages=user("think 60000"), stream=True)
+        stream = client.chat.completions.create(model="m", messages=user("ponder"), stream=True)
         threading.Timer(0.2, stream.close).start()
         return client.chat.completions.create(model="m", messages=user("say at last"))
 
@@ -112,7 +112,7 @@ def test_a_full_queue_is_tried_again_when_the_kernel_says() -> None:
 
 
 def test_a_killed_agent(fake_kernel: KernelHandle) -> None:
-    stream = iter(ask("think 60000", stream=True))
+    stream = iter(ask("ponder", stream=True))
     next(stream)
     fake_kernel.client.call(KernelKill(target="asker"))
     with pytest.raises(openai.ConflictError) as caught:

@@ -89,7 +89,7 @@ def test_undone_nothing_is_rerouted_inside_either() -> None:
 def test_closing_a_stream_stops_the_model(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="closer")
     def agent() -> None:
-        stream = OpenAI().chat.completions.create(model="m", messages=user("think 60000"), stream=True)
+        stream = OpenAI().chat.completions.create(model="m", messages=user("ponder"), stream=True)
         next(stream)
         stream.close()
 
@@ -100,7 +100,7 @@ def test_closing_a_stream_stops_the_model(fake_kernel: KernelHandle) -> None:
 def test_leaving_a_with_block_stops_the_model(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="leaver")
     def agent() -> None:
-        with OpenAI().responses.create(model="m", input="think 60000", stream=True) as stream:
+        with OpenAI().responses.create(model="m", input="ponder", stream=True) as stream:
             for _ in stream:
                 break
 
@@ -111,7 +111,7 @@ def test_leaving_a_with_block_stops_the_model(fake_kernel: KernelHandle) -> None
 def test_a_forgotten_stream_frees_its_program(fake_kernel: KernelHandle) -> None:
     @aios.agent(name="forgetful")
     def agent() -> None:
-        OpenAI().chat.completions.create(model="m", messages=user("think 60000"), stream=True)
+        OpenAI().chat.completions.create(model="m", messages=user("ponder"), stream=True)
 
     agent()
     assert fake_kernel.wait_for(lambda: [row.state for row in fake_kernel.ps()] == ["finished"])
@@ -122,7 +122,7 @@ async def test_closing_an_async_stream_stops_the_model(fake_kernel: KernelHandle
     @aios.agent(name="closer")
     async def agent() -> None:
         async with await AsyncOpenAI().chat.completions.create(
-            model="m", messages=user("think 60000"), stream=True
+            model="m", messages=user("ponder"), stream=True
         ) as stream:
             async for _ in stream:
                 break
@@ -135,7 +135,7 @@ async def test_closing_an_async_stream_stops_the_model(fake_kernel: KernelHandle
 async def test_cancelling_a_task_stops_the_model(fake_kernel: KernelHandle, stream: bool) -> None:
     @aios.agent(name="cancelled")
     async def agent() -> None:
-        answer = await AsyncOpenAI().chat.completions.create(model="m", messages=user("think 60000"), stream=stream)
+        answer = await AsyncOpenAI().chat.completions.create(model="m", messages=user("ponder"), stream=stream)
         if stream:
             async for _ in answer:
                 pass

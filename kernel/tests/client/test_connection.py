@@ -80,7 +80,7 @@ def test_an_interrupt_while_sending_ends_the_connection_and_not_its_meaning(conn
             return getattr(self.real, name)
 
     client = Client(connection)
-    stream = client.stream(chat("think 20000", stream=True))
+    stream = client.stream(chat("ponder", stream=True))
     assert isinstance(next(stream), LlmDelta)
     connection._socket = Interrupted(connection._socket)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +109,7 @@ def test_a_sink_that_fails_ends_the_other_calls_instead_of_leaving_them_waiting(
 
     def ask() -> None:
         try:
-            Client(connection).call(chat("think 30000"))
+            Client(connection).call(chat("ponder"))
         except errors.AiosError as error:
             caught.append(error)
 

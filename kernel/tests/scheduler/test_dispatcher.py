@@ -98,7 +98,7 @@ def test_round_robin_swaps_and_continues_exactly() -> None:
 
 def test_round_robin_lets_a_short_call_pass_a_long_one() -> None:
     bench = Bench(RoundRobin({"quantum": 4, "slots": 1}))
-    long = bench.ask("think 20000")
+    long = bench.ask("ponder")
     short = bench.ask("think 5")
     bench.wait([short])
     assert long.ended is None
@@ -119,7 +119,7 @@ def test_a_call_that_can_never_fit_fails_alone() -> None:
 
 def test_stop_cancels_what_is_open() -> None:
     bench = Bench(Fifo({}))
-    running = bench.ask("think 50000")
+    running = bench.ask("ponder")
     bench.dispatcher.stop()
     assert isinstance(running.ended, errors.Cancelled)
 

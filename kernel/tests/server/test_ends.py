@@ -89,7 +89,7 @@ def test_stopping_with_clients_at_work_ends_every_call_and_closes_every_socket(t
     threads = [
         threading.Thread(target=ask, args=(connection, call))
         for connection in connections
-        for call in (chat("think 30000"), AgentReceive(), chat("think 30000"))
+        for call in (chat("ponder"), AgentReceive(), chat("ponder"))
     ]
     for thread in threads:
         thread.start()
@@ -322,7 +322,7 @@ def test_a_call_that_is_swapped_out_is_queued_again(tmp_path: Path) -> None:
     numbers: list[int] = []
     for name in ("a", "b"):
         client.call(AgentSpawn(program=name, agent=name))
-        numbers.append(client.connection.submit(chat("think 40000"), _Sink(), program=name, timeout_s=None))
+        numbers.append(client.connection.submit(chat("ponder"), _Sink(), program=name, timeout_s=None))
     seen: set[tuple[str, ...]] = set()
     ends_at = time.monotonic() + 20
     while time.monotonic() < ends_at and not all(row.snapshots > 10 for row in _pair(client)):

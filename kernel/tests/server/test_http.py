@@ -236,7 +236,7 @@ async def test_a_body_has_its_limit(http: httpx.AsyncClient) -> None:
 async def test_a_kernel_that_shuts_down_says_so(tmp_path: Path) -> None:
     served = await asyncio.to_thread(Served, config_of(tmp_path, "localhost:0"))
     async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.token, max_retries=0) as client:
-        stream = await client.chat.completions.create(model="m", messages=user("think 60000"), stream=True)
+        stream = await client.chat.completions.create(model="m", messages=user("ponder"), stream=True)
         await anext(stream)
         stopping = asyncio.create_task(asyncio.to_thread(served.stop))
         with pytest.raises(openai.APIError, match="program has ended"):
@@ -367,7 +367,7 @@ async def test_an_idle_agent_is_finished(served: Served) -> None:
 async def test_hanging_up_cancels_the_generation(served: Served, stream: bool) -> None:
     agent = f"quitter-{stream}"
     client = AsyncOpenAI(base_url=f"{served.url}/v1", api_key=f"{served.token}:{agent}", max_retries=0)
-    call = client.chat.completions.create(model="m", messages=user("think 60000"), stream=stream)
+    call = client.chat.completions.create(model="m", messages=user("ponder"), stream=stream)
     if stream:
         answer: Any = await call
         await anext(answer)

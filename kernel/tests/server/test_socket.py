@@ -200,12 +200,12 @@ def test_a_deadline_ends_a_call(client: Client) -> None:
         client.call(AgentReceive(), timeout_s=0.05)
     assert caught.value.syscall == "agent.receive"
     with pytest.raises(errors.DeadlineExceeded):
-        client.call(chat("think 200000"), timeout_s=0.1)
+        client.call(chat("ponder"), timeout_s=0.1)
 
 
 def test_leaving_a_stream_stops_the_generation(client: Client) -> None:
     client.call(AgentSpawn(program="leaver", agent="leaver"))
-    stream = client.stream(chat("think 100000", stream=True), program="leaver")
+    stream = client.stream(chat("ponder", stream=True), program="leaver")
     next(stream)
     assert states(client)["leaver"].state == "running"
     stream.close()
@@ -216,7 +216,7 @@ def test_leaving_a_stream_stops_the_generation(client: Client) -> None:
 async def test_cancelling_a_task_cancels_the_call(kernel: KernelProcess) -> None:
     connection = kernel.connect()
     client = AsyncClient(connection)
-    task = asyncio.ensure_future(client.call(chat("think 100000")))
+    task = asyncio.ensure_future(client.call(chat("ponder")))
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -241,7 +241,7 @@ def test_a_client_that_is_killed_frees_what_it_held(kernel: KernelProcess, clien
         "from aios_kernel.syscalls import *\n"
         "c = Client(connect(msgspec.json.decode(sys.argv[1], type=Config), start=False))\n"
         "c.call(AgentSpawn(program='victim', agent='victim'))\n"
-        "for d in c.stream(LlmChat(messages=[Message(role='user', content='think 200000')], stream=True),"
+        "for d in c.stream(LlmChat(messages=[Message(role='user', content='ponder')], stream=True),"
         " program='victim'):\n    print('x', flush=True)\n"
     )
     child = subprocess.Popen(
@@ -317,7 +317,7 @@ def test_kill_cancels_open_calls(client: Client) -> None:
 
     def ask() -> None:
         try:
-            client.call(chat("think 200000"), program="k1")
+            client.call(chat("ponder"), program="k1")
         except errors.AiosError as error:
             caught.append(error)
 
@@ -407,7 +407,7 @@ def test_a_kernel_that_dies_ends_the_open_calls(tmp_path: Path) -> None:
     client = Client(running.connect())
     threading.Timer(0.1, lambda: running.process.send_signal(signal.SIGKILL)).start()
     with pytest.raises(errors.KernelUnavailable) as caught:
-        client.call(chat("think 200000"))
+        client.call(chat("ponder"))
     assert caught.value.fix
     running.process.wait()
     again = KernelProcess(config)  # the lock and the socket of a killed kernel are no obstacle

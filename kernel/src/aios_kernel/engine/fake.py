@@ -8,6 +8,7 @@ come. The reply depends on the last messages only; the first rule that fits wins
     a line `json TEXT`              TEXT
     a line `say TEXT`               TEXT
     a line `think N`                N words: w0 w1 w2 ...
+    a line `ponder`                 words until it is stopped, a millisecond apiece (the window lasts a minute)
     a schema was given              a smallest instance of it
     anything else                   echo: <the last user message>
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,8 +37,12 @@ from aios_kernel.engine.protocol import (
 from aios_kernel.errors import InvalidRequest, InvalidSchema
 from aios_kernel.syscalls import LlmChat, Message, ToolCall
 
+_ENDLESS = 1 << 16
+"""Words; more than any window in the tests."""
 _WORDS = re.compile(r"\s*\S+|\s+$")
 _END = 0
+_PONDER, _PONDERED = "\x1c", "hm "
+"""A reply without end, and the word that it repeats."""
 _CALL = "\x1e"
 """Marks a token that is a whole tool call: `\\x1ename\\x1ejson`."""
 
@@ -121,6 +127,8 @@ def _text_reply(lines: list[str], content: str, schema: dict[str, Any] | None) -
             return rest
         if verb == "think" and rest.strip().isdigit():
             return " ".join(f"w{number}" for number in range(int(rest)))
+        if line == "ponder":
+            return _PONDER
     if schema is not None:
         return msgspec.json.encode(_instance(schema, schema)).decode()
     return f"echo: {content}"
@@ -210,6 +218,7 @@ class FakeEngine:
         self._vocabulary = vocabulary
         self._live: dict[int, FakeContext] = {}
         self._used = 0
+        self._pondered = vocabulary.id_of(_PONDERED)
         self.capabilities = Capabilities(
             step_control=True,
             fork=True,
@@ -299,6 +308,8 @@ class FakeEngine:
         forced = context.sampling.forced
         choices = forced if context.emitted < len(forced) else context.reply
         token = choices[context.emitted] if context.emitted < len(choices) else _END
+        if token == self._pondered:
+            time.sleep(0.001)
         context.emitted += 1
         context.tokens.append(token)
         return StepOutput(context, tokens, token, token, margin=1.0, logprob=0.0, top=[(token, 0.0)])
@@ -311,6 +322,8 @@ class FakeEngine:
         word = self._vocabulary.decode([marker])
         if not word.startswith("\x1d"):
             return self._vocabulary.encode("echo")
+        if word[1:] == _PONDER:
+            return [self._pondered] * _ENDLESS
         parts = word[1:].split(_CALL)
         return [
             token
