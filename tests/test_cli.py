@@ -105,6 +105,9 @@ def test_kill(served: Shell) -> None:
 def test_ctrl_c_in_the_middle_of_a_stream(served: Shell, tmp_path: Path) -> None:
     file = tmp_path / "streaming.py"
     file.write_text(
+        # A shell's background job, as a CI may be, ignores ctrl-C, and so does what it starts.
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import aios_adapters as aios\n"
         "from aios_kernel.syscalls import LlmChat, Message\n"
         "@aios.agent(name='streamer')\n"

@@ -83,9 +83,7 @@ class ToolRegistry:
         try:
             content = await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
         except TimeoutError:
-            raise ToolTimeout(
-                f'tool "{call.name}" did not end within {timeout_s:g} s', fix="raise timeout_s or mend the tool"
-            ) from None
+            raise _out_of_time(call.name, timeout_s) from None
         return ToolOutput(content=content)
 
     async def close(self) -> None:
@@ -159,14 +157,14 @@ def _run(
     done: Future[str],
     ended: Callable[[Future[str]], None],
 ) -> None:
-    failure: ToolError | None = None
+    failure: ToolError | ToolTimeout | None = None
     content = ""
     try:
         value = tool.run(**arguments)
         if inspect.isawaitable(value):
-            value = asyncio.run(_within(value, timeout_s))
+            value = asyncio.run(_within(value, tool.spec.name, timeout_s))
         content = _text(tool.spec.name, value)
-    except ToolError as error:
+    except (ToolError, ToolTimeout) as error:
         failure = error
     except BaseException as error:  # noqa: BLE001 - also SystemExit: a tool may end its call, not the kernel
         _log.info('tool "%s" raised', tool.spec.name, exc_info=error)
@@ -180,8 +178,18 @@ def _run(
         done.set_result(content)
 
 
-async def _within(result: Any, timeout_s: float) -> object:
-    return await asyncio.wait_for(result, timeout_s)
+async def _within(result: Any, name: str, timeout_s: float) -> object:
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return await result
+    except TimeoutError:
+        if limit.expired():  # the caller's own clock may be a moment behind
+            raise _out_of_time(name, timeout_s) from None
+        raise
+
+
+def _out_of_time(name: str, timeout_s: float) -> ToolTimeout:
+    return ToolTimeout(f'tool "{name}" did not end within {timeout_s:g} s', fix="raise timeout_s or mend the tool")
 
 
 def _text(name: str, value: object) -> str:
