@@ -157,14 +157,14 @@ def _run(
     done: Future[str],
     ended: Callable[[Future[str]], None],
 ) -> None:
-    failure: ToolError | ToolTimeout | None = None
+    failure: ToolError | None = None
     content = ""
     try:
         value = tool.run(**arguments)
         if inspect.isawaitable(value):
             value = asyncio.run(_within(value, tool.spec.name, timeout_s))
         content = _text(tool.spec.name, value)
-    except (ToolError, ToolTimeout) as error:
+    except ToolError as error:
         failure = error
     except BaseException as error:  # noqa: BLE001 - also SystemExit: a tool may end its call, not the kernel
         _log.info('tool "%s" raised', tool.spec.name, exc_info=error)
@@ -179,8 +179,9 @@ def _run(
 
 
 async def _within(result: Any, name: str, timeout_s: float) -> object:
+    limit = asyncio.timeout(timeout_s)
     try:
-        async with asyncio.timeout(timeout_s) as limit:
+        async with limit:
             return await result
     except TimeoutError:
         if limit.expired():  # the caller's own clock may be a moment behind
