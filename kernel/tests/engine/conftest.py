@@ -1,4 +1,4 @@
-"""Small random models, their oracle, and a driver of engines."""
+"""Small random models of every family, their oracle, and a driver of engines."""
 
 from __future__ import annotations
 
@@ -9,23 +9,41 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+import transformers
 
 from aios_kernel.engine.protocol import Context, Engine, SamplingParams
 from aios_kernel.engine.torch import TorchEngine
 
 TIE = 1e-3
 VOCAB = 199
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),
+WINDOW = 20
+"""Of the families with sliding windows: neither a block nor a multiple of one."""
+_ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "mistral": ("Mistral", {"sliding_window": WINDOW}),
+    "gemma2": (
+        "Gemma2",
+        {"sliding_window": WINDOW, "head_dim": 12, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 12},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"sliding_window": WINDOW, "head_dim": 12, "query_pre_attn_scalar": 12, "layer_types": _ALTERNATING},
+    ),
+    "phi3": ("Phi3", {"sliding_window": WINDOW}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, **_EXPERTS}),
+    "qwen3_moe": ("Qwen3Moe", {"num_experts": 4, "head_dim": 12, **_EXPERTS}),
 }
+"""The name in transformers and what the configuration has beside the common small sizes."""
 
 
 def build_model(family: str) -> Any:
-    model_class, config_class, extra = FAMILIES[family]
+    name, extra = FAMILIES[family]
     torch.manual_seed(7)
+    config_class = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")
     config = config_class(
         vocab_size=VOCAB,
         hidden_size=48,
@@ -37,9 +55,10 @@ def build_model(family: str) -> Any:
         initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=None,
+        pad_token_id=0,
         **extra,
     )
-    return model_class(config).eval()
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
 class Oracle:
@@ -147,6 +166,12 @@ def driver(make_engine: Callable[..., TorchEngine], family: str) -> Driver:
 @pytest.fixture
 def drive() -> type[Driver]:
     return Driver
+
+
+@pytest.fixture
+def window() -> int:
+    """Sliding window of the families that have one."""
+    return WINDOW
 
 
 @pytest.fixture

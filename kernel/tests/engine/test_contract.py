@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from aios_kernel.engine.fake import fake_model
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted, SamplingParams
+from aios_kernel.errors import SnapshotError
 
 GREEDY = SamplingParams()
 ENGINES = ["torch", "fake"]
@@ -164,7 +165,7 @@ def test_restore_refuses_a_stranger_and_a_full_pool(make: Any, prompt: Any) -> N
     engine.release(other)
     assert finish(engine, engine.restore(snapshot), 1)
     snapshot.fingerprint = "another engine"
-    with pytest.raises(ValueError, match="another engine"):
+    with pytest.raises(SnapshotError, match="another engine"):
         engine.restore(snapshot)
 
 
