@@ -20,6 +20,8 @@ WINDOW = 20
 """Of the families with sliding windows: neither a block nor a multiple of one."""
 _ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_UNTIED = {"tie_word_embeddings": False}
+"""Random Gemmas with tied embeddings repeat their input whatever attention does: they would prove little."""
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
@@ -27,11 +29,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": WINDOW}),
     "gemma2": (
         "Gemma2",
-        {"sliding_window": WINDOW, "head_dim": 12, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 12},
+        {
+            "sliding_window": WINDOW,
+            "head_dim": 12,
+            "attn_logit_softcapping": 5.0,
+            "query_pre_attn_scalar": 12,
+            **_UNTIED,
+        },
     ),
     "gemma3": (
         "Gemma3",
-        {"sliding_window": WINDOW, "head_dim": 12, "query_pre_attn_scalar": 12, "layer_types": _ALTERNATING},
+        {"sliding_window": WINDOW, "head_dim": 12, "query_pre_attn_scalar": 1, "layer_types": _ALTERNATING, **_UNTIED},
     ),
     "phi3": ("Phi3", {"sliding_window": WINDOW}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, **_EXPERTS}),
