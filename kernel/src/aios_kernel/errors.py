@@ -22,6 +22,7 @@
     │   └── ToolTimeout
     ├── OutOfMemory            no KV blocks left for this context
     ├── EngineError            the forward pass failed
+    │   └── SnapshotError      a snapshot that cannot be written, read or continued here
     └── InternalError          a fault of ours; the log has the traceback
 
 Every message says what happened, which agent and syscall, and the command that mends it.
@@ -202,6 +203,12 @@ class EngineError(AiosError):
     """The engine failed while it computed."""
 
     code = "engine"
+
+
+class SnapshotError(EngineError):
+    """A snapshot cannot be written or read, or is of another engine."""
+
+    code = "snapshot"
 
 
 class InternalError(AiosError):

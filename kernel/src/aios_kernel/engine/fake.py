@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,7 +35,7 @@ from aios_kernel.engine.protocol import (
     SamplingParams,
     StepOutput,
 )
-from aios_kernel.errors import InvalidRequest, InvalidSchema
+from aios_kernel.errors import InvalidRequest, InvalidSchema, SnapshotError, Unsupported
 from aios_kernel.syscalls import LlmChat, Message, ToolCall
 
 _ENDLESS = 1 << 16
@@ -207,6 +208,10 @@ class FakeSnapshot:
     def __post_init__(self) -> None:
         self.tokens, self.computed = self.context.tokens, self.context.computed
 
+    def save(self, path: Path) -> None:
+        """Not offered: its words are numbered anew in every process."""
+        raise Unsupported("the fake engine writes no snapshots", fix="serve the demo model")
+
 
 class FakeEngine:
     """The engine half: bookkeeping of a KV pool in whole blocks, no computation."""
@@ -272,7 +277,7 @@ class FakeEngine:
     def restore(self, snapshot: FakeSnapshot) -> FakeContext:
         """Bring it back."""
         if snapshot.fingerprint != self.fingerprint:
-            raise ValueError(f"a snapshot of {snapshot.fingerprint} cannot continue on {self.fingerprint}")
+            raise SnapshotError(f"a snapshot of {snapshot.fingerprint} cannot continue on {self.fingerprint}")
         if self._blocks(snapshot.context.computed) > self.kv_free():
             raise KvExhausted
         self._adopt(snapshot.context)

@@ -7,8 +7,9 @@ Capabilities are declared, not guessed. Exact continuation is promised for the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 
@@ -24,7 +25,7 @@ class Grammar(Protocol):
         ...
 
     def accept(self, token: int) -> None:
-        """Advance by one emitted token."""
+        """Advance by one token. Raises ValueError for one that is not allowed; the state is as it was then."""
         ...
 
     def finished(self) -> bool:
@@ -35,18 +36,57 @@ class Grammar(Protocol):
         """An independent copy in the same state."""
         ...
 
+    def dump(self) -> str:
+        """What it was compiled from and the tokens since, as text: `Codec.load_grammar` makes it again anywhere."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Resolved sampling: no defaults are left open. `forced` tokens are emitted instead of the sampled ones."""
+    """Resolved sampling: no defaults are left open. `forced` tokens are emitted instead of the sampled ones.
+
+    Penalties and biases come first, then the grammar, the temperature, and what cuts off unlikely tokens.
+    """
 
     temperature: float = 0.0
+    """0 is greedy decoding."""
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are cut off; 0: none."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that stand behind the prompt."""
+    frequency_penalty: float = 0.0
+    """The same, once for every time they stand there."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens in the prompt or behind it are divided by this, or multiplied if negative (Keskar 2019)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token and what is added to its logit; each token at most once."""
     seed: int = 0
     top_logprobs: int | None = None
     """None: no log-probabilities; else how many alternatives to report beside the emitted token."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens; the context then takes nothing from the prefix cache."""
+    margin: bool = False
+    """Report `StepOutput.margin`; forced tokens do so anyway."""
     forced: tuple[int, ...] = ()
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the logits depend on the tokens so far, beyond the model."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the token is the model's own first choice and nothing else is to be told."""
+        return not (
+            self.temperature
+            or self.forced
+            or self.top_logprobs is not None
+            or self.margin
+            or self.logit_bias
+            or self.penalised
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +96,10 @@ class Capabilities:
     step_control: bool = False
     fork: bool = False
     snapshot: bool = False
+    snapshot_files: bool = False
+    """Snapshots can be written to files and read back (`Snapshot.save`, `SnapshotFiles`)."""
+    holds: bool = False
+    """The order of eviction from the prefix cache can be steered (`PrefixHolds`)."""
     grammar: bool = False
     logprobs: bool = False
     lora: bool = False
@@ -89,6 +133,15 @@ class Context(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """Log-probability of a token at its place and of the likeliest tokens there."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What one context did in a step. `token` is None while its prompt is still being prefilled."""
 
@@ -97,10 +150,12 @@ class StepOutput:
     token: int | None = None
     argmax: int | None = None
     """The greedy choice at this place, after the grammar's mask; differs from `token` when sampled or forced."""
-    margin: float = 0.0
-    """Distance of the two best logits (the tie rule: 1e-3)."""
+    margin: float | None = None
+    """Distance of the two best logits (the tie rule: 1e-3), when it was asked for."""
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    prompt: list[TokenScore] = field(default_factory=list["TokenScore"])
+    """Of the prompt's tokens that this step has computed, when `prompt_logprobs` asks for it; not of the first."""
     error: str | None = None
     """Why this context alone failed (such as NaN logits); it emitted nothing and is to be released."""
 
@@ -108,14 +163,47 @@ class StepOutput:
 class Snapshot(Protocol):
     """A context taken off the device: tokens, KV, sampler state, grammar state, exact to the bit."""
 
-    tokens: list[int]
-    computed: int
-    fingerprint: str
-    nbytes: int
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer."""
+        ...
+
+    @property
+    def computed(self) -> int:
+        """How many tokens have KV."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the engine that it was taken from."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Host memory that it takes."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write it to a file that only this user can read, whole or not at all; from any thread.
+
+        Needs `Capabilities.snapshot_files`. Raises SnapshotError, such as for a full disk; no file is left then.
+        """
+        ...
+
+
+class Hold(Protocol):
+    """A wish to keep a prefix in the cache."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prefix."""
+        ...
 
 
 C = TypeVar("C", bound=Context)
 S = TypeVar("S", bound=Snapshot)
+CIn = TypeVar("CIn", bound=Context, contravariant=True)
+SOut = TypeVar("SOut", bound=Snapshot, covariant=True)
 
 
 @runtime_checkable
@@ -158,11 +246,15 @@ class Engine(Protocol[C, S]):
         ...
 
     def snapshot(self, context: C) -> S:
-        """Copy a context to host memory and free its blocks; the context is gone."""
+        """Copy a context to host memory and free its blocks; the context is gone.
+
+        The copy may still be under way when this returns; `kv_free` counts the blocks at once. Raises SnapshotError;
+        the context is as it was then.
+        """
         ...
 
     def restore(self, snapshot: S) -> C:
-        """Bring a snapshot back; continues exactly. Raises KvExhausted, or ValueError for another fingerprint."""
+        """Bring a snapshot back; continues exactly. Raises KvExhausted, or SnapshotError for one of another engine."""
         ...
 
     def release(self, context: C) -> None:
@@ -179,4 +271,46 @@ class Engine(Protocol[C, S]):
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+class SnapshotFiles(Protocol[SOut]):
+    """What an engine with `Capabilities.snapshot_files` offers."""
+
+    def load_snapshot(self, path: Path, grammar: Callable[[str], Grammar] | None = None) -> SOut:
+        """Read what `Snapshot.save` wrote, in this process or another; from any thread.
+
+        Args:
+            path: of the file.
+            grammar: makes a grammar from what its `dump` gave; may be left out for contexts without one.
+
+        Raises SnapshotError: the file is gone, damaged, or of another engine.
+        """
+        ...
+
+
+class PrefixHolds(Protocol[CIn]):
+    """What an engine with `Capabilities.holds` offers: a say in what its prefix cache keeps.
+
+    Eviction takes blocks whose holds have all expired first, then those of the lowest priority, then those unused for
+    the longest time; of one prefix always the tail before the head. Blocks that were never held have priority 0.
+    """
+
+    def hold(self, context: CIn, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
+        """Keep the full blocks that a context has computed so far, also beyond its release.
+
+        Args:
+            context: whose prefix is kept.
+            priority: among the cached blocks; the highest of several holds counts.
+            ttl_s: seconds until nobody wants them any longer; None: until `drop`.
+            pinned: they are never evicted and count as used in `kv_free`; such a hold ends with `drop` only.
+        """
+        ...
+
+    def drop(self, hold: Hold) -> None:
+        """End a hold; one that has ended is left alone."""
+        ...
+
+    def match(self, tokens: Sequence[int], *, salt: bytes = b"") -> int:
+        """How many tokens of a prompt `open` would find in the cache now."""
         ...

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aios_kernel.engine.protocol import KvExhausted
+from aios_kernel.engine.torch.eviction import NEVER, IdleBlocks
+from aios_kernel.engine.torch.holds import Hold, HoldBook
+from aios_kernel.engine.torch.prefix import BLOCK
 
 PAD_BLOCK = 0
 """Never allocated and always zero: it fills the block tables of shorter contexts in a batch."""
@@ -14,21 +22,29 @@ PAD_BLOCK = 0
 class BlockPool:
     """Reference counts and the prefix cache of `n_blocks` KV blocks; it holds no tensors.
 
-    A block without a reference is either free, or *idle*: published under a content key and kept, oldest first to go,
-    until its memory is needed. A block's generation grows with every allocation, so that (block, generation) names
-    one content for ever.
+    A block without a reference is either free, or *idle*: published under a content key and kept until its memory is
+    needed (`eviction` has the order). A block's generation grows with every allocation, so that (block, generation)
+    names one content for ever.
+
+    Args:
+        n_blocks: the padding block included.
+        clock: gives the time in seconds, for holds that expire.
     """
 
-    def __init__(self, n_blocks: int) -> None:
+    def __init__(self, n_blocks: int, clock: Callable[[], float] = time.monotonic) -> None:
         if n_blocks < 2:
             raise ValueError("a pool needs at least two blocks, one of them for padding")
-        self._free = list(range(n_blocks - 1, PAD_BLOCK, -1))
-        self._references = [0] * n_blocks
+        self._clock = clock
+        self._free = deque(range(n_blocks - 1, PAD_BLOCK, -1))
+        self._references = np.zeros(n_blocks, dtype=np.int32)
         self._generations = [0] * n_blocks
         self._keys: list[bytes | None] = [None] * n_blocks
         self._published: dict[bytes, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._idle = IdleBlocks()
+        self._holds = HoldBook()
+        self._pins: set[Hold] = set()
         self._suspect: set[int] = set()
+        self._copying: dict[int, Future[None]] = {}
 
     @property
     def size(self) -> int:
@@ -40,24 +56,40 @@ class BlockPool:
         """Blocks that can be allocated now, idle ones included."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def held(self) -> int:
+        """Blocks with a reference."""
+        return int(np.count_nonzero(self._references))
+
     def allocate(self) -> int:
-        """Take a block, evicting the least recently used idle one if none is free. Raises KvExhausted."""
+        """Take a block, evicting an idle one if none is free. Raises KvExhausted.
+
+        Waits for the copy of a block whose old content is on its way to the host.
+        """
         if self._free:
             block = self._free.pop()
         elif self._idle:
-            block, _ = self._idle.popitem(last=False)
+            now = self._clock()
+            block = self._idle.pop(now, lambda block: self._holds.standing(block, now))
             self._unpublish(block)
         else:
             raise KvExhausted("no KV block is free")
+        self._holds.forget(block)
+        self._await_copy(block)
         self._references[block] = 1
         self._generations[block] += 1
         return block
 
     def retain(self, block: int) -> None:
         """Add a reference to a block that is held or idle."""
-        if self._references[block] == 0:
-            del self._idle[block]
+        if block in self._idle:
+            self._idle.remove(block)
+            self._holds.strike_expired(block, self._clock())
         self._references[block] += 1
+
+    def share(self, blocks: NDArray[np.int64]) -> None:
+        """Add a reference to each of several different blocks, all of them held."""
+        self._references[blocks] += 1
 
     def release(self, blocks: Iterable[int]) -> list[int]:
         """Drop one reference of each block; give the free ones that must be cleared because they were forgotten.
@@ -71,16 +103,19 @@ class BlockPool:
                 continue
             if block in self._suspect:
                 self._suspect.remove(block)
+                self._await_copy(block)
                 clear.append(block)
-            if self._keys[block] is None:
-                self._free.append(block)
+            if self._keys[block] is not None:
+                self._lay_idle(block)
+            elif block in self._copying and not self._copying[block].done():
+                self._free.appendleft(block)  # the last to be taken
             else:
-                self._idle[block] = None
+                self._free.append(block)
         return clear
 
     def references(self, block: int) -> int:
         """How many contexts hold a block."""
-        return self._references[block]
+        return int(self._references[block])
 
     def generation(self, block: int) -> int:
         """Names the block's content together with the block's number."""
@@ -105,6 +140,60 @@ class BlockPool:
         self._unpublish(block)
         self._generations[block] += 1
         self._suspect.add(block)
+
+    def copying(self, blocks: Iterable[int], done: Future[None]) -> None:
+        """Note that the content of blocks is being read until `done`; they are not handed out before."""
+        self._copying.update(dict.fromkeys(blocks, done))
+
+    def hold(self, blocks: Sequence[int], *, priority: int, ttl_s: float | None, pinned: bool) -> Hold:
+        """Keep the published blocks of a prefix, from its first one on, in the cache once nobody uses them.
+
+        Args:
+            blocks: in the order of their tokens.
+            priority: blocks of lower priority are evicted before; unheld ones have 0.
+            ttl_s: seconds after which nobody wants them any longer; None: until `drop`.
+            pinned: also take a reference, so that they count as used; for this a hold does not expire by itself.
+        """
+        hold = Hold(
+            blocks=tuple((block, self._generations[block]) for block in blocks),
+            priority=priority,
+            expires_s=NEVER if ttl_s is None or pinned else self._clock() + ttl_s,
+            pinned=pinned,
+            n_tokens=len(blocks) * BLOCK,
+        )
+        self._holds.add(hold)
+        for block in reversed(blocks):
+            if block in self._idle:  # at its new place
+                self._idle.remove(block)
+                self._lay_idle(block)
+        if pinned:
+            self._pins.add(hold)
+            for block in blocks:
+                self.retain(block)
+        return hold
+
+    def drop(self, hold: Hold) -> list[int]:
+        """End a hold, also one that has ended; gives blocks to clear, as `release`."""
+        for block in reversed(self._holds.remove(hold)):
+            if block in self._idle:
+                self._idle.remove(block)
+                self._lay_idle(block)
+        if hold not in self._pins:
+            return []
+        self._pins.remove(hold)
+        return self.release(block for block, _ in reversed(hold.blocks))
+
+    def _lay_idle(self, block: int) -> None:
+        now = self._clock()
+        self._holds.strike_expired(block, now)
+        standing = self._holds.standing(block, now)
+        assert standing is not None  # the expired holds are gone
+        self._idle.add(block, standing)
+
+    def _await_copy(self, block: int) -> None:
+        done = self._copying.pop(block, None)
+        if done is not None:
+            done.exception()  # waits; whose copy it is will be told of its failure
 
     def _unpublish(self, block: int) -> None:
         key = self._keys[block]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,12 @@ class TorchContext:
         keys: content keys of the full blocks of `tokens`.
         published: full blocks that were offered to the prefix cache.
         poisoned: its KV is not to be trusted (its logits were not finite).
+        arrival: done once its restored KV is in the pool; None for a context whose KV is there.
     """
 
     __slots__ = (
         "_table",
+        "arrival",
         "cached",
         "closed",
         "computed",
@@ -58,6 +61,7 @@ class TorchContext:
         self.published = 0
         self.poisoned = False
         self.closed = False
+        self.arrival: Future[None] | None = None
         self.n_blocks = 0
         self._table: NDArray[np.int64] = np.zeros(max(8, len(self.tokens) // BLOCK + 4), dtype=np.int64)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from aios_kernel.engine.protocol import (
     Capabilities,
     Context,
     Grammar,
+    Hold,
     KvExhausted,
     SamplingParams,
     Snapshot,
@@ -22,14 +25,16 @@ from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.fingerprint import fingerprint
+from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.prefix import BLOCK, root_key
-from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed
+from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed, cached_length
 from aios_kernel.engine.torch.runner import ModelRunner
 from aios_kernel.engine.torch.sampler import Choice, choose
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
-from aios_kernel.errors import Unsupported
+from aios_kernel.engine.torch.swap import Swapper
+from aios_kernel.errors import SnapshotError, Unsupported
 
 _log = logging.getLogger(__name__)
 
@@ -65,11 +70,14 @@ class TorchEngine:
         n_blocks = pool_blocks(runner.shapes, runner.dtype, runner.device, kv_tokens)
         self._memory = KvMemory(runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device)
         self._pool = BlockPool(n_blocks)
+        self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._dense = DenseCache(sum(shape.width for shape in runner.shapes) * runner.dtype.itemsize)
         self.capabilities = Capabilities(
             step_control=True,
             fork=True,
             snapshot=True,
+            snapshot_files=True,
+            holds=True,
             grammar=True,
             logprobs=True,
             block_size=BLOCK,
@@ -122,53 +130,54 @@ class TorchEngine:
 
     def fork(self, context: Context) -> Context:
         """See `Engine.fork`. The twin has the sampler's state too: it differs once other tokens are appended."""
-        original = self._own(context)
-        for block in original.blocks:
-            self._pool.retain(block)
-        return original.twin()
+        original = self._arrived(self._own(context))
+        twin = original.twin()
+        self._pool.share(original.table)
+        return twin
 
     def snapshot(self, context: Context) -> Snapshot:
-        """See `Engine.snapshot`."""
-        original = self._own(context)
-        blocks = original.blocks
-        data = self._memory.read(blocks)
-        state = original.twin()
-        state.cut_blocks(0)
-        result = TorchSnapshot(
-            tokens=state.tokens,
-            computed=state.computed,
-            fingerprint=self.fingerprint,
-            nbytes=sum(part.nbytes for part in data),
-            state=state,
-            blocks=[(block, self._pool.generation(block)) for block in blocks],
-            data=data,
-        )
-        self.release(context)
+        """See `Engine.snapshot`. The copy is made beside the next steps; a block is not reused before it is made."""
+        original = self._arrived(self._own(context))
+        result = self._swapper.take(original)
+        self.release(original)
         return result
 
     def restore(self, snapshot: Snapshot) -> Context:
-        """See `Engine.restore`."""
-        if not isinstance(snapshot, TorchSnapshot) or snapshot.fingerprint != self.fingerprint:
-            raise ValueError(f"the snapshot is of {snapshot.fingerprint}, this engine is {self.fingerprint}")
-        kept = self._reattach(snapshot)
-        context = snapshot.state.twin()
-        copied: list[int] = []
-        for row, (block, _) in enumerate(snapshot.blocks):
-            if row in kept:
-                context.push_block(block)
-            else:
-                context.push_block(self._pool.allocate())
-                copied.append(row)
-        self._memory.write([int(context.table[row]) for row in copied], snapshot.data, copied)
-        context.published = 0
-        self._publish(context)
+        """See `Engine.restore`. The KV comes back beside other contexts' steps; the context's own waits for it."""
+        if not isinstance(snapshot, TorchSnapshot):
+            raise SnapshotError(f"the snapshot is of {snapshot.fingerprint}, this engine is {self.fingerprint}")
+        context = self._swapper.bring(snapshot)
+        if context.arrival is not None and context.arrival.done():
+            self._arrived(context)
         return context
+
+    def load_snapshot(self, path: Path, grammar: Callable[[str], Grammar] | None = None) -> Snapshot:
+        """See `SnapshotFiles.load_snapshot`."""
+        return self._swapper.load(path, grammar)
+
+    def hold(self, context: Context, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
+        """See `PrefixHolds.hold`."""
+        own = self._arrived(self._own(context))
+        # Another context may have published the same content first: its blocks are those that are found.
+        found = [self._pool.find(key) for key in own.keys[: own.published]]
+        blocks = [*itertools.takewhile(lambda block: block is not None, found)]
+        return self._pool.hold(cast("list[int]", blocks), priority=priority, ttl_s=ttl_s, pinned=pinned)
+
+    def drop(self, hold: Hold) -> None:
+        """See `PrefixHolds.drop`."""
+        self._memory.clear(self._pool.drop(cast("BlockHold", hold)))
+
+    def match(self, tokens: Sequence[int], *, salt: bytes = b"") -> int:
+        """See `PrefixHolds.match`."""
+        return cached_length(self._pool, root_key(salt), tokens)
 
     def release(self, context: Context) -> None:
         """See `Engine.release`. A context that is gone already is left alone."""
         own = cast("TorchContext", context)
         if own.closed:
             return
+        if own.arrival is not None:
+            own.arrival.exception()  # its blocks are written to until then
         own.closed = True
         blocks = own.cut_blocks(0)
         if own.poisoned:
@@ -189,20 +198,12 @@ class TorchEngine:
         self._pool = BlockPool(2)
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
         self._dense.clear()
+        self._swapper.mover.close()
         del self._runner
 
-    def _reattach(self, snapshot: TorchSnapshot) -> set[int]:
-        """Retain the snapshot's blocks that are still in the pool; give their rows. Raises KvExhausted."""
-        kept = {row for row, (block, generation) in enumerate(snapshot.blocks) if self._pool.holds(block, generation)}
-        for row in kept:
-            self._pool.retain(snapshot.blocks[row][0])
-        needed = len(snapshot.blocks) - len(kept)
-        if needed > self._pool.available:
-            self._pool.release(snapshot.blocks[row][0] for row in sorted(kept, reverse=True))
-            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
-        return kept
-
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
+        for context, _ in entries:
+            self._arrived(context)
         needed = sum(blocks_needed(self._pool, context, n_tokens) for context, n_tokens in entries)
         if needed > self._pool.available:
             raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
@@ -267,6 +268,14 @@ class TorchEngine:
         for index in range(context.published, full):
             self._pool.publish(table[index], context.keys[index])
         context.published = full
+
+    def _arrived(self, context: TorchContext) -> TorchContext:
+        """The context, once its KV is in the pool; what came back with it can be shared from then on."""
+        if context.arrival is not None:
+            context.arrival.result()
+            context.arrival = None
+            self._publish(context)
+        return context
 
     def _check_plan(self, plan: Sequence[tuple[Context, int]]) -> list[tuple[TorchContext, int]]:
         entries = [(self._own(context), n_tokens) for context, n_tokens in plan]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aios_kernel.engine.torch.prefix import BLOCK
@@ -37,6 +38,8 @@ class KvMemory:
         self, shapes: Sequence[LayerShape], n_blocks: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.n_blocks = n_blocks
+        self.device = device
+        self.dtype = dtype
         slots = n_blocks * BLOCK
         self.keys = [_zeros((slots, s.heads, s.key_dim), dtype, device) for s in shapes]
         self.values = [_zeros((slots, s.heads, s.value_dim), dtype, device) for s in shapes]
@@ -63,21 +66,44 @@ class KvMemory:
             self._by_block(values).index_select(0, blocks).view(-1, *values.shape[1:]),
         )
 
-    def read(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Copy blocks of every layer to the host: keys and values in turn, each [len(blocks), 16, heads, dim]."""
-        if not blocks:
-            return []
-        index = torch.tensor(blocks, device=self.keys[0].device)
-        return [self._by_block(pool).index_select(0, index).cpu() for pool in self._pools()]
+    def shapes(self, n_blocks: int) -> list[tuple[int, ...]]:
+        """Shapes of what `read` gives for so many blocks."""
+        return [(n_blocks, *self._by_block(pool).shape[1:]) for pool in self._pools()]
 
-    def write(self, blocks: Sequence[int], data: Sequence[Tensor], rows: Sequence[int]) -> None:
-        """Put the rows of what `read` gave into blocks."""
+    def read(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Copy blocks of every layer to the host: keys and values in turn, each [len(blocks), 16, ...]."""
+        out = [torch.empty(shape, dtype=self.dtype) for shape in self.shapes(len(blocks))]
+        self.read_into(out, blocks)
+        return out
+
+    def read_into(self, out: Sequence[Tensor], blocks: Sequence[int]) -> None:
+        """Copy blocks of every layer to tensors of these `shapes`. Touches no other block: may run beside a forward."""
         if not blocks:
             return
-        index = torch.tensor(blocks, device=self.keys[0].device)
-        source = torch.tensor(rows)
-        for pool, part in zip(self._pools(), data, strict=True):
-            self._by_block(pool).index_copy_(0, index, part.index_select(0, source).to(pool.device))
+        if self._on_host:
+            index = np.array(blocks, dtype=np.int64)
+            for pool, part in zip(self._pools(), out, strict=True):
+                np.take(self._raw(pool), index, axis=0, out=_raw(part, len(blocks)), mode="clip")
+        else:
+            device_index = torch.tensor(blocks, device=self.device)
+            for pool, part in zip(self._pools(), out, strict=True):
+                part.copy_(self._by_block(pool).index_select(0, device_index))
+
+    def write(self, blocks: Sequence[int], data: Sequence[Tensor], rows: Sequence[int]) -> None:
+        """Put the rows of what `read` gave into blocks. Touches no other block and may run beside a forward."""
+        if not blocks:
+            return
+        everything = len(rows) == len(data[0])
+        if self._on_host:
+            index, source = np.array(blocks, dtype=np.int64), np.array(rows, dtype=np.int64)
+            for pool, part in zip(self._pools(), data, strict=True):
+                raw = _raw(part, len(part))
+                self._raw(pool)[index] = raw if everything else raw[source]
+        else:
+            device_index = torch.tensor(blocks, device=self.device)
+            for pool, part in zip(self._pools(), data, strict=True):
+                chosen = part if everything else part[torch.tensor(rows)]
+                self._by_block(pool).index_copy_(0, device_index, chosen.to(pool.device))
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block of every layer."""
@@ -103,8 +129,20 @@ class KvMemory:
         torch.index_select(self._by_block(pool), 0, blocks, out=out)
         return out.view(-1, *pool.shape[1:])
 
+    @property
+    def _on_host(self) -> bool:
+        return self.device.type == "cpu"
+
+    def _raw(self, pool: Tensor) -> NDArray[np.uint8]:
+        return _raw(pool, self.n_blocks)
+
     def _by_block(self, pool: Tensor) -> Tensor:
         return pool.view(self.n_blocks, BLOCK, *pool.shape[1:])
+
+
+def _raw(tensor: Tensor, rows: int) -> NDArray[np.uint8]:
+    """The bytes of a contiguous host tensor, [rows, bytes]; numpy copies them on one thread, without the GIL."""
+    return tensor.view(-1).view(torch.uint8).view(rows, -1).numpy()
 
 
 def _rows(slots: Tensor, rows: int) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.kv import KvMemory
-from aios_kernel.engine.torch.prefix import BLOCK
+from aios_kernel.engine.torch.prefix import BLOCK, extend_keys
 
 
 def blocks_needed(pool: BlockPool, context: TorchContext, n_tokens: int) -> int:
@@ -40,6 +43,14 @@ def attach_cached(pool: BlockPool, context: TorchContext, limit: int, fresh: dic
         context.computed = following
         context.cached += max(0, min(following, context.prompt) - (following - BLOCK))
     return context.computed - start
+
+
+def cached_length(pool: BlockPool, root: bytes, tokens: Sequence[int]) -> int:
+    """How many tokens of a prompt `attach_cached` would find."""
+    keys: list[bytes] = []
+    extend_keys(keys, root, tokens[:-1])  # one token always stays pending
+    known = itertools.takewhile(lambda key: pool.find(key) is not None, keys)
+    return sum(1 for _ in known) * BLOCK
 
 
 class Reservation:

@@ -1,0 +1,115 @@
+"""Contexts out of the pool and back, exactly."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from aios_kernel.engine.protocol import Grammar, KvExhausted
+from aios_kernel.engine.torch import snapshot_file
+from aios_kernel.engine.torch.blocks import BlockPool
+from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.host import HostMemory
+from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.mover import Mover
+from aios_kernel.engine.torch.snapshot import TorchSnapshot, new_snapshot
+from aios_kernel.errors import SnapshotError
+
+_FIX = "serve the model, dtype and device that it was taken with, or run the call again"
+
+
+class Swapper:
+    """Takes snapshots and brings them back; the copies themselves run beside the engine's steps (`Mover`).
+
+    Args:
+        pool: bookkeeping of the blocks.
+        memory: their content.
+        fingerprint: of the engine.
+    """
+
+    def __init__(self, pool: BlockPool, memory: KvMemory, fingerprint: str) -> None:
+        self._pool = pool
+        self._memory = memory
+        self._fingerprint = fingerprint
+        self._name = secrets.token_hex(8)
+        self._host = HostMemory()
+        self.mover = Mover(background=memory.device.type == "cpu")
+
+    def take(self, context: TorchContext) -> TorchSnapshot:
+        """Begin to copy a context to host memory; its blocks may be released at once. Raises SnapshotError."""
+        if context.poisoned:
+            raise SnapshotError("the context's KV is not to be trusted: its logits were not finite")
+        blocks = context.blocks
+        snapshot = self._empty(context, [(block, self._pool.generation(block)) for block in blocks])
+        snapshot.copied = self.mover.run(functools.partial(self._copy_out, snapshot, blocks), snapshot.nbytes)
+        if not snapshot.copied.done():
+            self._pool.copying(blocks, snapshot.copied)
+        return snapshot
+
+    def load(self, path: Path, grammar: Callable[[str], Grammar] | None) -> TorchSnapshot:
+        """See `snapshot_file.read`; also refuses what this engine cannot continue."""
+        snapshot = snapshot_file.read(path, grammar, self._host)
+        self.check(snapshot)
+        return snapshot
+
+    def bring(self, snapshot: TorchSnapshot) -> TorchContext:
+        """A context that continues a snapshot; it has `arrival` until its KV is copied back.
+
+        Raises KvExhausted, or SnapshotError for one that does not fit this engine.
+        """
+        self.check(snapshot)
+        kept = self._reattach(snapshot)
+        context = snapshot.state.twin()
+        context.published = 0
+        copied: list[int] = []
+        for row, (block, _) in enumerate(snapshot.blocks):
+            if row not in kept:
+                block = self._pool.allocate()
+                copied.append(row)
+            context.push_block(block)
+        blocks = [int(context.table[row]) for row in copied]
+        part = len(copied) / max(1, len(snapshot.blocks))
+        write = functools.partial(self._copy_back, snapshot, blocks, copied)
+        context.arrival = self.mover.run(write, int(snapshot.nbytes * part))
+        return context
+
+    def _empty(self, context: TorchContext, blocks: list[tuple[int, int]]) -> TorchSnapshot:
+        state = context.twin()
+        state.cut_blocks(0)
+        named = (self._fingerprint, self._name)
+        shapes, dtype = self._memory.shapes(len(blocks)), self._memory.dtype
+        try:
+            return new_snapshot(self._host, state, shapes, dtype, named=named, blocks=blocks)
+        except (MemoryError, RuntimeError) as error:
+            raise SnapshotError(f"no host memory for a snapshot: {error}", fix="lower kv_host_bytes") from error
+
+    def check(self, snapshot: TorchSnapshot) -> None:
+        """Raise SnapshotError for a snapshot that this engine cannot continue."""
+        if snapshot.fingerprint != self._fingerprint:
+            raise SnapshotError(
+                f"the snapshot is of {snapshot.fingerprint}, this engine is {self._fingerprint}", fix=_FIX
+            )
+        n_blocks = len(snapshot.blocks)
+        if [tuple(part.shape) for part in snapshot.data] != self._memory.shapes(n_blocks):
+            raise SnapshotError("the snapshot's KV has another shape than this engine's", fix=_FIX)
+
+    def _copy_out(self, snapshot: TorchSnapshot, blocks: list[int]) -> None:
+        self._memory.read_into(snapshot.data, blocks)
+
+    def _copy_back(self, snapshot: TorchSnapshot, blocks: list[int], rows: list[int]) -> None:
+        snapshot.wait()
+        self._memory.write(blocks, snapshot.data, rows)
+
+    def _reattach(self, snapshot: TorchSnapshot) -> set[int]:
+        """Retain the snapshot's blocks that are still in the pool; give their rows. Raises KvExhausted."""
+        own = snapshot.blocks if snapshot.pool == self._name else []
+        kept = {row for row, (block, generation) in enumerate(own) if self._pool.holds(block, generation)}
+        for row in kept:
+            self._pool.retain(own[row][0])
+        needed = len(snapshot.blocks) - len(kept)
+        if needed > self._pool.available:
+            self._pool.release(own[row][0] for row in sorted(kept, reverse=True))
+            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
+        return kept
