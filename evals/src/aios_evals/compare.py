@@ -33,7 +33,7 @@ def worst(changes: Sequence[Row]) -> float:
 
 def _key(row: Row) -> tuple[tuple[str, Any], ...]:
     """What identifies a row: its texts, and the integers that are parameters (`clients`, `agents`, ...)."""
-    parameters = {"clients", "agents", "batch", "length", "threads", "programs", "pool", "host"}
+    parameters = {"clients", "agents", "batch", "length", "threads", "programs", "pool", "host", "sequences"}
     return tuple((name, value) for name, value in sorted(row.items()) if isinstance(value, str) or name in parameters)
 
 
@@ -42,7 +42,7 @@ def _changes(old: Row, new: Row) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, value in new.items():
         was = old.get(name)
-        if name in names or not _is_figure(value) or not _is_figure(was):
+        if name in names or name == "runs" or not _is_figure(value) or not _is_figure(was):
             continue
         change = 100.0 * (value - was) / was if was else 0.0
         better_higher = any(name.endswith(suffix) for suffix in _BETTER_HIGHER) and name != "echo_ratio"

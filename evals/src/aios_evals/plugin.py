@@ -83,6 +83,41 @@ def speedup(
 
 
 @bench.command()
+def engine(
+    json: Json = False,
+    full: Full = False,
+    engine: Annotated[list[str] | None, typer.Option(help="torch, vllm, llamacpp, generate, transformers_cb.")] = None,
+    workload: Annotated[list[str] | None, typer.Option(help="decode, prefill, agents; again for several.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts at once in decode.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of every engine.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="1m, 34m, 500m; default 34m, with --full all.")] = None,
+    peers: Annotated[Path, typer.Option(help="Folder of the environments that `make bench-peers` made.")] = Path(),
+) -> None:
+    """Our engine and its peers in one run, on the same weights: tokens per CPU-second and per second."""
+    from aios_evals import report
+    from aios_evals.engine_bench.case import WORKLOADS
+    from aios_evals.engine_bench.peers import ENGINES
+    from aios_evals.engine_bench.plan import DTYPES, Asked
+    from aios_evals.engine_bench.run import Bench
+    from aios_evals.engine_bench.shapes import SHAPES
+    from aios_kernel.config import home_of, load
+
+    asked = Asked(
+        engines=_known(engine, tuple(each.name for each in ENGINES)),
+        models=_known(model, tuple(SHAPES)) if model else None,
+        dtypes=_known(dtype, DTYPES),
+        threads=threads,
+        workloads=_known(workload, WORKLOADS),
+        batches=batch,
+        full=full,
+    )
+    measuring = Bench(peers.resolve(), home_of(load()) / "models")
+    rows = measuring.run(asked)
+    report.emit("engine", rows, json=json, versions=measuring.versions, notes=measuring.notes)
+
+
+@bench.command()
 def exactness(json: Json = False, full: Full = False) -> None:
     """Whether the demo agents say the same with and without the kernel, with snapshots on and off."""
     from aios_evals import report

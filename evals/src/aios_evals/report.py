@@ -23,8 +23,17 @@ _VERSIONED = (
 )  # fmt: skip
 
 
-def report(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """A bench's result: `{bench, schema, time, machine, versions, command, rows}`; units are in the rows' keys."""
+def report(
+    bench: str, rows: Sequence[Row], *, versions: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A bench's result: `{bench, schema, time, machine, versions, command, rows}`; units are in the rows' keys.
+
+    Args:
+        bench: its name.
+        rows: of the result.
+        versions: of what ran outside this environment.
+        notes: how it was measured and what is missing; a key of its own if there are any.
+    """
     return {
         "bench": bench,
         "schema": SCHEMA,
@@ -36,16 +45,25 @@ def report(bench: str, rows: Sequence[Row]) -> dict[str, Any]:
             "gpu": _gpu_name(),
             "system": f"{platform.system()} {platform.release()}",
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions(), **(versions or {})},
         "command": " ".join(["aios", *sys.argv[1:]]),
+        **({"notes": list(notes)} if notes else {}),
         "rows": list(rows),
     }
 
 
-def emit(bench: str, rows: Sequence[Row], *, json: bool) -> None:
-    """Print a bench's result as JSON, or as a table for people."""
+def emit(
+    bench: str,
+    rows: Sequence[Row],
+    *,
+    json: bool,
+    versions: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print a bench's result as JSON, or as a table for people; see `report`."""
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report(bench, rows)), indent=2).decode() + "\n")
+        made = report(bench, rows, versions=versions, notes=notes)
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(made), indent=2).decode() + "\n")
         return
     show(bench, rows)
 

@@ -1,0 +1,48 @@
+"""The engines of the bench and the environments they live in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine.
+
+    Attributes:
+        name: in the rows.
+        module: its worker in `workers`.
+        venv: folder of its own environment below the peers' folder; None: it lives in ours.
+        sample: conversations that it runs of a batch; None: all. One that answers prompts one after the other takes
+            the same time for each, so that its rate is that of a few.
+    """
+
+    name: str
+    module: str
+    venv: str | None = None
+    sample: Mapping[str, int] | None = None
+
+    def python(self, folder: Path) -> Path | None:
+        """Its interpreter, or None where it is not installed."""
+        if self.venv is None:
+            return Path(sys.executable)
+        found = folder / self.venv / "bin" / "python"
+        return found if found.is_file() and (folder / self.venv / ".installed").is_file() else None
+
+    def conversations(self, workload: str, batch: int) -> int:
+        """How many conversations of a batch it runs."""
+        return min(batch, (self.sample or {}).get(workload, batch))
+
+
+ENGINES = (
+    Engine("generate", "generate", sample={"decode": 4, "agents": 2}),
+    Engine("torch", "torch_engine"),
+    Engine("vllm", "vllm", venv=".venv-vllm"),
+    Engine("llamacpp", "llamacpp", venv=".venv-llamacpp"),
+    Engine("transformers_cb", "transformers_cb"),
+)
+"""The oracle first: its answers are what the others' are compared with."""
+ORACLE = "generate"

@@ -1,0 +1,114 @@
+"""Running the bench: workers for every setting, cases one after the other, rows at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aios_evals.engine_bench.case import Case
+from aios_evals.engine_bench.measure import BUDGET_S, ROUNDS, Measured, compare, measure
+from aios_evals.engine_bench.peers import ENGINES, ORACLE, Engine
+from aios_evals.engine_bench.plan import Asked, Setting, settings
+from aios_evals.engine_bench.shapes import SHAPES, ensure
+from aios_evals.engine_bench.worker import Worker, WorkerFailed
+
+_METHOD = (
+    f"rates are of the best of up to {ROUNDS} runs after a warm-up, engines in turn; an engine that has run a case for "
+    f"{BUDGET_S:g} s runs it no more",
+    "sequences: conversations that an engine ran of the batch; one that answers them one after the other runs a few",
+    f"identical: share of conversations with the greedy tokens of {ORACLE} in float32, up to its first tie",
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """A run of the bench.
+
+    Args:
+        peers: folder of the peers' environments.
+        models: folder where the models are written.
+    """
+
+    peers: Path
+    models: Path
+    notes: list[str] = field(default_factory=lambda: [*_METHOD])
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+    """Of the engines that ran, by distribution."""
+
+    def run(self, asked: Asked) -> list[dict[str, Any]]:
+        """Measure what was asked for; `{engine, workload, ..., ratio_to_generate}` rows (see `case`, `_rows`)."""
+        rows: list[dict[str, Any]] = []
+        for setting in settings(asked):
+            with ExitStack() as stack:
+                workers = self._start(stack, setting)
+                for case in setting.cases:
+                    found = self._measure(case, setting, workers)
+                    rows.extend(_rows(case, setting, found))
+        return rows
+
+    def _start(self, stack: ExitStack, setting: Setting) -> dict[str, tuple[Engine, Worker]]:
+        model = ensure(self.models, setting.model)
+        workers: dict[str, tuple[Engine, Worker]] = {}
+        for engine in (engine for engine in ENGINES if engine.name in setting.engines):
+            python = engine.python(self.peers)
+            if python is None:
+                self._note(f"{engine.name} is not installed in {self.peers / str(engine.venv)}: make bench-peers")
+                continue
+            _progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {engine.name} starts")
+            worker = stack.enter_context(Worker(engine.name, python, engine.module, setting.threads))
+            try:
+                self.versions |= worker.load(model, setting.dtype)
+            except WorkerFailed as error:
+                self._note(f"{engine.name} did not start ({setting.model}, {setting.dtype}): {error}")
+                continue
+            workers[engine.name] = (engine, worker)
+        return workers
+
+    def _measure(
+        self, case: Case, setting: Setting, workers: Mapping[str, tuple[Engine, Worker]]
+    ) -> dict[str, Measured]:
+        _progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {case}")
+
+        def failed(name: str, error: WorkerFailed) -> None:
+            self._note(f"{name} failed in {case.workload} ({setting.model}, {setting.dtype}, {case}): {error}")
+
+        found = measure(case, workers, SHAPES[setting.model].vocab_size, failed)
+        if setting.dtype == "float32" and ORACLE in found:
+            compare(found, workers[ORACLE][1])
+        return found
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            _progress(text)
+
+
+def _rows(case: Case, setting: Setting, found: Mapping[str, Measured]) -> Sequence[dict[str, Any]]:
+    rates = {name: case.counted(one.conversations) / one.cpu_s for name, one in found.items()}
+    base = rates.get(ORACLE)
+    return [
+        {
+            "engine": name,
+            "workload": case.workload,
+            "batch": case.batch,
+            "length": case.length,
+            "threads": setting.threads,
+            "dtype": setting.dtype,
+            "model": setting.model,
+            "tokens_per_cpu_s": round(rates[name], 1),
+            "tokens_per_s": round(case.counted(one.conversations) / one.wall_s, 1),
+            "ratio_to_generate": round(rates[name] / base, 3) if base else None,
+            "identical": one.identical,
+            "sequences": one.conversations,
+            "runs": one.runs,
+        }
+        for name, one in found.items()
+    ]
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
