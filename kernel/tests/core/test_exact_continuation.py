@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from aios_kernel.chat.generation import TIE_MARGIN, Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config
-from aios_kernel.engine.protocol import StepOutput
+from aios_kernel.engine.protocol import SamplingParams, StepOutput
 from aios_kernel.engine.torch import TorchEngine
 from aios_kernel.process import Program
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
@@ -100,8 +101,9 @@ class Run:
         self._ended: dict[int, LlmResult] = {}
         self._changed = threading.Condition()
         self._service = ChatService(model, Config())
-        self._step = model.engine.step
+        self._step, self._open = model.engine.step, model.engine.open
         model.engine.step = self._watched  # type: ignore[method-assign]
+        model.engine.open = self._with_margins  # type: ignore[method-assign]
         self._model = model
         self.dispatcher = Dispatcher(model, policy, self._deliver)
 
@@ -120,6 +122,9 @@ class Run:
 
     def _key(self, generation: Generation) -> tuple[int, ...]:
         return tuple(generation.order.prompt)
+
+    def _with_margins(self, tokens: Any, *, sampling: SamplingParams, **options: Any) -> Any:
+        return self._open(tokens, sampling=dataclasses.replace(sampling, margin=True), **options)
 
     def _watched(self, plan: Any) -> list[StepOutput]:
         outputs = self._step(plan)

@@ -108,8 +108,9 @@ class Refusing:
             mask[row] = 0
 
     def accept(self, token: int) -> None:
-        if self.way == "refuses":
-            raise ValueError("it is not allowed here")
+        if self.way == "breaks":
+            raise RuntimeError("broken grammar")
+        raise ValueError("it is not allowed here")
 
     def finished(self) -> bool:
         return False
@@ -118,9 +119,10 @@ class Refusing:
         return self
 
 
-@pytest.mark.parametrize("way", ["raises", "forbids all", "refuses"])
-def test_a_broken_grammar_ends_its_own_context(engine: Any, prompt: Any, way: str) -> None:
-    bad = engine.open(prompt(10), sampling=GREEDY, grammar=Refusing(way))
+@pytest.mark.parametrize("way", ["raises", "forbids all", "refuses", "breaks"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_grammar_ends_its_own_context(engine: Any, prompt: Any, way: str, temperature: float) -> None:
+    bad = engine.open(prompt(10), sampling=SamplingParams(temperature=temperature), grammar=Refusing(way))
     fine = engine.open(prompt(12), sampling=GREEDY)
     outputs = engine.step([(bad, 100), (fine, 100)])
     assert outputs[0].error is not None

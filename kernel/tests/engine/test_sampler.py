@@ -33,10 +33,16 @@ def logits() -> torch.Tensor:
 
 
 def test_temperature_zero_is_argmax(logits: torch.Tensor) -> None:
-    (choice,) = choose(logits.clone(), [context(top_p=0.5, top_k=3, seed=9)])
+    (choice,) = choose(logits.clone(), [context(top_p=0.5, top_k=3, min_p=0.9, seed=9)])
     assert choice.token == choice.argmax == int(logits.argmax())
+    assert choice.margin is None
+
+
+def test_margins_are_told_when_asked_for(logits: torch.Tensor) -> None:
     best = logits[0].topk(2).values
-    assert choice.margin == pytest.approx(float(best[0] - best[1]))
+    for params in ({"margin": True}, {"forced": (3,)}, {"margin": True, "temperature": 1.0}):
+        (choice,) = choose(logits.clone(), [context(**params)])
+        assert choice.margin == pytest.approx(float(best[0] - best[1]))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +67,9 @@ def test_frequencies_are_those_of_the_distribution(logits: torch.Tensor, params:
 
 
 def test_flat_distributions_need_the_whole_vocabulary() -> None:
-    found = draw(torch.zeros(1, VOCAB), temperature=1.0, top_p=0.9, n=8000)
+    found = draw(torch.linspace(0.0, 1e-3, VOCAB)[None], temperature=1.0, top_p=0.9, n=8000)
     assert 500 <= len(found) <= 0.9 * VOCAB + 1
+    assert len(draw(torch.zeros(1, 8), temperature=1.0, top_p=0.5, n=200)) == 8  # all are as likely as the last to stay
 
 
 def test_a_certain_token_is_certain() -> None:
