@@ -90,6 +90,10 @@ class TransformersCodec:
         _check(call)
         return self._grammars.grammar(call)
 
+    def load_grammar(self, dump: str) -> Grammar:
+        """See `Codec.load_grammar`."""
+        return self._grammars.load(dump)
+
 
 def _check(call: LlmChat) -> None:
     if not call.messages:

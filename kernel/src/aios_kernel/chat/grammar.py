@@ -6,8 +6,10 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import torch
 import xgrammar
 from xgrammar.structural_tag import (
@@ -36,17 +38,28 @@ _XGRAMMAR_PLACE = re.compile(r"^\[[\d:]+\] \S+?:\d+: ")
 """Time and source line in front of xgrammar's messages."""
 
 
+class _Dump(msgspec.Struct, frozen=True):
+    """A grammar as text: the structural tag that it was compiled from, and the tokens that it has accepted."""
+
+    tag: str
+    tokens: list[int]
+
+
 class MatcherGrammar:
     """See `aios_kernel.engine.protocol.Grammar`; the state is an xgrammar matcher.
 
     Args:
         matcher: the xgrammar matcher.
         ends: bit mask of the end tokens, int32, [1, ceil(vocab / 32)].
+        tag: the structural tag that it was compiled from, as JSON.
+        tokens: what the matcher has accepted.
     """
 
-    def __init__(self, matcher: Any, ends: torch.Tensor) -> None:
+    def __init__(self, matcher: Any, ends: torch.Tensor, tag: str, tokens: Sequence[int] = ()) -> None:
         self._matcher = matcher
         self._ends = ends
+        self._tag = tag
+        self._tokens = list(tokens)
 
     def fill_mask(self, mask: Any, row: int) -> None:
         """Write the allowed tokens: end tokens only, once one was taken."""
@@ -59,6 +72,7 @@ class MatcherGrammar:
         """Advance. Raises ValueError for a token that the grammar does not allow."""
         if not self._matcher.is_terminated() and not self._matcher.accept_token(token):
             raise ValueError("it is not allowed here")
+        self._tokens.append(token)
 
     def finished(self) -> bool:
         """Whether nothing but an end token may follow."""
@@ -72,7 +86,11 @@ class MatcherGrammar:
 
     def fork(self) -> Grammar:
         """An independent matcher in the same state."""
-        return MatcherGrammar(self._matcher.fork(), self._ends)
+        return MatcherGrammar(self._matcher.fork(), self._ends, self._tag, self._tokens)
+
+    def dump(self) -> str:
+        """See `Grammar.dump`; `GrammarCompiler.load` reads it."""
+        return msgspec.json.encode(_Dump(self._tag, self._tokens)).decode()
 
 
 class GrammarCompiler:
@@ -110,16 +128,24 @@ class GrammarCompiler:
             forms.append(self._tool_calls(tools, many=call.parallel_tool_calls))
         return self._matcher(forms)
 
+    def load(self, dump: str) -> Grammar:
+        """The grammar that `MatcherGrammar.dump` wrote down, in the same state. Raises ValueError for another text."""
+        found = msgspec.json.decode(dump, type=_Dump)
+        grammar = MatcherGrammar(xgrammar.GrammarMatcher(self._compiled(found.tag)), self._ends, found.tag)
+        for token in found.tokens:
+            grammar.accept(token)
+        return grammar
+
     def _matcher(self, forms: list[Format]) -> Grammar:
         try:
-            tag = StructuralTag(format=forms[0] if len(forms) == 1 else OrFormat(elements=forms))
-            compiled = self._compiled(tag.model_dump_json())
+            tag = StructuralTag(format=forms[0] if len(forms) == 1 else OrFormat(elements=forms)).model_dump_json()
+            compiled = self._compiled(tag)
         except (RuntimeError, ValueError, TypeError) as error:
             raise InvalidSchema(
                 f"the JSON schema cannot be compiled: {_XGRAMMAR_PLACE.sub('', str(error)).strip()}",
                 fix="correct the schema, or leave the part out that is named above",
             ) from error
-        return MatcherGrammar(xgrammar.GrammarMatcher(compiled), self._ends)
+        return MatcherGrammar(xgrammar.GrammarMatcher(compiled), self._ends, tag)
 
     def _compiled(self, tag: str) -> Any:
         with self._lock:

@@ -59,6 +59,10 @@ class Codec(Protocol):
         """The grammar that `schema` or `tool_choice` demands, or None. Raises InvalidSchema. May take milliseconds."""
         ...
 
+    def load_grammar(self, dump: str) -> Grammar:
+        """The grammar that `Grammar.dump` wrote down, in the same state, for a snapshot that comes back from disk."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:

@@ -108,6 +108,10 @@ class FakeCodec:
             raise InvalidSchema(f"the JSON schema's type is {kind!r}", fix="pass a valid JSON schema")
         return None
 
+    def load_grammar(self, dump: str) -> Grammar:
+        """There is none to load."""
+        raise Unsupported("the fake model has no grammars", fix="serve the demo model")
+
     def _reply(self, call: LlmChat) -> list[str]:
         """The reply's parts: words, or marked tool calls."""
         said = list(reversed([*itertools.takewhile(lambda m: m.role == "tool", reversed(call.messages))]))
