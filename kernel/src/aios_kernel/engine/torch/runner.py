@@ -11,6 +11,7 @@ from torch import Tensor
 from aios_kernel.engine.torch import attention
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.layout import Chunk, Layout
+from aios_kernel.engine.torch.packed import pack_linears
 from aios_kernel.errors import Unsupported
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -37,6 +38,7 @@ class ModelRunner:
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
+        pack_linears(model)
         self.shapes = self._probe()
 
     def forward(self, ids: Tensor, positions: Tensor, layout: Layout, memory: KvMemory, rows: Tensor) -> Tensor:
