@@ -22,6 +22,10 @@ class GeneratePeer:
         """See `loop.Peer.generate`."""
         return [self._one(prompt, n_tokens) for prompt in prompts]
 
+    def close(self) -> None:
+        """See `loop.Peer.close`."""
+        del self._model
+
     def margin(self, tokens: Sequence[int]) -> float:
         """See `loop.Oracle.margin`."""
         with torch.inference_mode():

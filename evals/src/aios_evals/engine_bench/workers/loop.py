@@ -26,6 +26,10 @@ class Peer(Protocol):
         """Exactly `n_tokens` greedy tokens for each prompt, in order."""
         ...
 
+    def close(self) -> None:
+        """End threads and free what it holds."""
+        ...
+
 
 class Oracle(Peer, Protocol):
     """A peer that can tell how sure it is."""
@@ -56,6 +60,8 @@ def serve(load: Load) -> None:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         _write(answers, answer)
+    if peer is not None:
+        peer.close()
 
 
 def _answer(peer: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class TorchPeer:
             self._engine.release(context)
         return answers
 
+    def close(self) -> None:
+        """See `loop.Peer.close`."""
+        self._engine.close()
+
     def _plan(self, live: Sequence[Context]) -> list[tuple[Context, int]]:
         limits = self._engine.capabilities
         budget, plan = limits.max_step_tokens, list[tuple[Context, int]]()

@@ -37,6 +37,10 @@ class VllmPeer:
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return [list(done.outputs[0].token_ids) for done in self._engine.generate(asked, sampling, use_tqdm=False)]
 
+    def close(self) -> None:
+        """See `loop.Peer.close`."""
+        del self._engine
+
 
 def load(model: str, dtype: str, threads: int) -> VllmPeer:
     """See `loop.Load`. `threads` come from OMP_NUM_THREADS, which the caller has set."""
