@@ -28,19 +28,20 @@ Home = Annotated[str | None, typer.Option("--home", help="Data directory.")]
 Policy = Annotated[str | None, typer.Option("--policy", help="Scheduling policy: fifo, round_robin, ...")]
 
 
-def serve(
+def serve(  # noqa: PLR0913 - a command's options
     model: Annotated[str | None, typer.Argument(help="`demo`, `fake`, a path or a Hugging Face id.")] = None,
     http: Annotated[str | None, typer.Option(help="host:port on loopback for the OpenAI-compatible front.")] = None,
     policy: Policy = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     home: Home = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "home": home,
+        "revision": revision, "home": home,
     }  # fmt: skip
     config = load(flags)
     ours, theirs = os.pipe()

@@ -64,6 +64,7 @@ def _torch(config: Config) -> LoadedModel:
         dtype=config.dtype,
         kv_tokens=config.kv_tokens or None,
         threads=config.threads or None,
+        revision=config.revision or None,
     )
 
 

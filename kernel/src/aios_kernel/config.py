@@ -31,6 +31,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The interpreter that an auto-started kernel runs in; empty: this one."""
     model: str = "demo"
     """What to serve: `demo`, `fake`, a path or a Hugging Face id."""
+    revision: str = ""
+    """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}
     """Model names that agents use, mapped to the served model's name."""
     strict: bool = False

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from aios_kernel.chat.protocol import LoadedModel
-from aios_kernel.errors import ConfigError, UnknownModel, Unsupported
+from aios_kernel.engine._progress import progress_bars
+from aios_kernel.engine._source import DEMO, Source, locate
+from aios_kernel.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
     import torch
 
-DEMO = Path(__file__).parent.parent / "models" / "demo"
-"""Where the demo model is shipped."""
+__all__ = ["DEMO", "load_model"]
 
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
+_log = logging.getLogger(__name__)
+_DTYPES = {
+    "float32": "float32", "fp32": "float32",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16",
+}  # fmt: skip
 _SHORT_ROPE = {"dynamic", "longrope"}
 """Rotary scalings that treat a whole batch differently once one sequence passes the original window."""
 
@@ -33,68 +38,49 @@ def load_model(
     """Load a model and make it ready to serve.
 
     Args:
-        spec: `demo`, a folder with `config.json` and safetensors, or a Hugging Face id, which is downloaded.
+        spec: `demo`, a folder with `config.json` and safetensors, or a Hugging Face id, which is downloaded unless the
+            hub's cache has it.
         device: `auto` (CUDA if there is a device), `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (float32 on the CPU, the checkpoint's own on CUDA), `float32`, `bfloat16` or `float16`.
         kv_tokens: size of the KV pool in tokens; None takes what the free memory allows.
         threads: CPU threads of torch, for the whole process; None leaves them.
-        revision: of a Hugging Face id.
+        revision: of a Hugging Face id: a branch, a tag or a commit.
 
     Raises:
         UnknownModel: there is no such folder or id, or it cannot be downloaded.
-        ConfigError: the folder is incomplete, or device, dtype or pool size are impossible here.
-        Unsupported: the architecture cannot be served.
+        ConfigError: the model is incomplete or damaged, or device, dtype or pool size are impossible here.
+        Unsupported: the architecture cannot be served, or the weights are quantised.
     """
     import torch
 
     from aios_kernel.chat.codec import TransformersCodec
     from aios_kernel.engine.torch import TorchEngine
 
-    source, name = _locate(spec)
+    began = time.monotonic()
     target = _device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    config = _config(source, revision)
-    model = _weights(source, config, target, _dtype(dtype, config, target), revision)
-    tokenizer = _tokenizer(source, revision)
+    _check_dtype(dtype)
+    with progress_bars():
+        source = locate(spec, revision)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        config = _config(source)
+        model = _weights(source, config, target, _dtype(dtype, config, target))
+    tokenizer = _tokenizer(source)
     engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens)
     codec = TransformersCodec(
         tokenizer, model.generation_config, window=_window(config.get_text_config(), tokenizer), width=engine.vocab
     )
-    return LoadedModel(name=name, engine=engine, codec=codec)
-
-
-def _locate(spec: str) -> tuple[str, str]:
-    """Where to load from and what to call it."""
-    if spec == "demo":
-        if not (DEMO / "config.json").is_file():
-            raise UnknownModel(f"the demo model is not in {DEMO}", fix="install a complete aios-kernel")
-        return str(DEMO), "demo"
-    folder = Path(spec).expanduser()
-    if folder.is_dir():
-        _check_folder(folder)
-        return str(folder), folder.resolve().name
-    if folder.is_file():
-        raise Unsupported(
-            f"{folder} is a file; the torch engine loads folders with config.json and safetensors",
-            fix=f"aios serve {folder.parent}, if that is the model's folder",
-        )
-    if spec.startswith((".", "~", "/")) or not _HUB_ID.fullmatch(spec):
-        raise UnknownModel(f"there is no folder {folder}", fix="check the path; `aios serve demo` needs none")
-    return spec, spec
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder} holds no config.json, so it is no transformers model",
-            fix="pass the folder that save_pretrained wrote, or a snapshot of a Hugging Face repository",
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"{folder} holds no safetensors weights (other formats can run code and are not loaded)",
-            fix="convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)",
-        )
+    _log.info(
+        "loaded %s in %.1f s: %s, %s parameters, %s on %s, window %s tokens",
+        source.name,
+        time.monotonic() - began,
+        type(config).__name__.removesuffix("Config"),
+        _short(model.num_parameters()),
+        str(model.dtype).removeprefix("torch."),
+        target,
+        f"{codec.window:,}",
+    )
+    return LoadedModel(name=source.name, engine=engine, codec=codec)
 
 
 def _device(device: str) -> torch.device:
@@ -116,12 +102,15 @@ def _device(device: str) -> torch.device:
     return target
 
 
+def _check_dtype(dtype: str) -> None:
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise ConfigError(f'dtype is "{dtype}"', fix="use auto, float32, bfloat16 or float16")
+
+
 def _dtype(dtype: str, config: Any, device: torch.device) -> torch.dtype:
     import torch
 
     if dtype != "auto":
-        if dtype not in _DTYPES:
-            raise ConfigError(f'dtype is "{dtype}"', fix="use auto, float32, bfloat16 or float16")
         return getattr(torch, _DTYPES[dtype])
     if device.type == "cpu":
         return torch.float32
@@ -129,65 +118,83 @@ def _dtype(dtype: str, config: Any, device: torch.device) -> torch.dtype:
     return own if isinstance(own, torch.dtype) and own != torch.float32 else torch.bfloat16
 
 
-def _config(source: str, revision: str | None) -> Any:
+def _config(source: Source) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(source, error) from error
-    except ValueError as error:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    except Exception as error:  # transformers checks fields with errors of several kinds
         raise Unsupported(
-            f"transformers does not know the architecture of {source}, or its code is outside transformers (which the "
-            f"kernel never runs): {_first_line(error)}",
+            f"transformers cannot read the configuration of {source.name}: it does not know the architecture, or its "
+            f"code is outside transformers (which the kernel never runs): {_first_line(error)}",
             fix="choose a model whose code is part of transformers",
         ) from error
     names = [str(name) for name in config.architectures or []]
     causal = not names or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
     if not causal or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "no causal language model"
         raise Unsupported(
-            f"{source} is no causal language model but {', '.join(names) or type(config).__name__}",
-            fix="choose a model whose architecture ends in ForCausalLM",
+            f"{source.name} is {kind}: {', '.join(names) or type(config).__name__}",
+            fix="choose a decoder-only model, whose architecture ends in ForCausalLM",
         )
     return config
 
 
-def _weights(source: str, config: Any, device: torch.device, dtype: torch.dtype, revision: str | None) -> Any:
+def _weights(source: Source, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            source.folder,
             config=config,
             dtype=dtype,
-            revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except OSError as error:
-        raise _not_found(source, error) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the weights of {source.name} cannot be loaded: {_first_line(error)}",
+            fix="check that config.json belongs to these weights, or download the model again",
+        ) from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(
-            f"the weights of {source} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
+            f"the weights of {source.name} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
             fix="download the model again",
         )
-    return model.to(device)
+    return _placed(model, device)
 
 
-def _tokenizer(source: str, revision: str | None) -> Any:
+def _placed(model: Any, device: torch.device) -> Any:
+    import torch
+
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the weights do not fit on {device}: {_first_line(error)}",
+            fix="choose a smaller model, --dtype bfloat16 or --device cpu",
+        ) from error
+
+
+def _tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers and transformers raise whatever a damaged file leads to
         raise ConfigError(
-            f"{source} has no tokenizer that transformers can load: {_first_line(error)}",
+            f"{source.name} has no tokenizer that transformers can load: {_first_line(error)}",
             fix="put tokenizer.json and tokenizer_config.json beside the weights",
         ) from error
+    if not tokenizer.chat_template:
+        _log.warning(
+            "%s has no chat template: chats are rendered by a generic one (it may be a base model)", source.name
+        )
+    return tokenizer
 
 
 def _window(config: Any, tokenizer: Any) -> int:
@@ -199,11 +206,11 @@ def _window(config: Any, tokenizer: Any) -> int:
     return int(min(window, 1 << 30))
 
 
-def _not_found(source: str, error: OSError) -> UnknownModel:
-    return UnknownModel(
-        f'the model "{source}" cannot be loaded: {_first_line(error)}',
-        fix="check the id; without a network pass the folder of a downloaded model: aios serve PATH",
-    )
+def _short(n: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return str(n)
 
 
 def _first_line(error: Exception) -> str:
