@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
 
 import torch
 
+from aios_kernel.engine.torch.host_memory import available_bytes
 from aios_kernel.engine.torch.kv import LayerShape
 from aios_kernel.engine.torch.prefix import BLOCK
 from aios_kernel.errors import ConfigError
 
+_log = logging.getLogger(__name__)
 GIB = 1 << 30
 CPU_CAP_BYTES = 2 * GIB
 """On the CPU the pool takes at most this much unless `kv_tokens` asks for more (`dense.BUDGET_BYTES` comes on top)."""
@@ -39,11 +41,7 @@ def pool_blocks(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.
     token_bytes = sum(shape.width for shape in shapes) * dtype.itemsize
     free = free_bytes(device)
     if kv_tokens is None:
-        if device.type == "cpu":
-            budget = min(CPU_CAP_BYTES, int(free * CPU_SHARE))
-        else:
-            budget = min(free - CUDA_RESERVE_BYTES, int(free * CUDA_SHARE))
-        kv_tokens = min(budget // token_bytes, MAX_TOKENS)
+        kv_tokens = min(_budget(free, device) // token_bytes, MAX_TOKENS)
     elif kv_tokens * token_bytes > free:
         raise ConfigError(
             f"a KV pool of {kv_tokens} tokens takes {kv_tokens * token_bytes / GIB:.1f} GiB, "
@@ -55,18 +53,21 @@ def pool_blocks(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.
             f"no room for a KV pool on {device}: {free / GIB:.1f} GiB are free, a token takes {token_bytes} bytes",
             fix="choose a smaller model or free memory; or set kv_tokens",
         )
+    taken = kv_tokens * token_bytes
+    _log.info(
+        "KV pool: %s tokens, %.2f of %.2f GiB free on %s; %.2f GiB are left in reserve",
+        f"{kv_tokens // BLOCK * BLOCK:,}", taken / GIB, free / GIB, device, (free - taken) / GIB,
+    )  # fmt: skip
     return kv_tokens // BLOCK + 1
 
 
+def _budget(free: int, device: torch.device) -> int:
+    """Bytes for the pool when nobody says how large it should be."""
+    if device.type == "cpu":
+        return min(CPU_CAP_BYTES, int(free * CPU_SHARE))
+    return max(0, min(free - CUDA_RESERVE_BYTES, int(free * CUDA_SHARE)))
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; on the host, what the system calls available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Memory that can be taken on a device; on the host, within the process's control group."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
