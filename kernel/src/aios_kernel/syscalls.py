@@ -56,6 +56,11 @@ class ToolSpec(_Message, frozen=True):
 class Sampling(_Message, frozen=True):
     """How to choose tokens; None means the model's own default.
 
+    `min_p` cuts off tokens less likely than this share of the likeliest; the presence and frequency penalties are
+    OpenAI's (on the answer), the repetition penalty is transformers' (on prompt and answer, 1: none); `logit_bias` adds
+    to the logits of token ids. `n` answers are drawn of one prompt: the others stand in `LlmResult.others`.
+    `prompt_logprobs` asks for the log-probabilities of the prompt's tokens and of so many alternatives to each.
+
     `forced` (evals only) is the answer's text: every token is computed, the given text comes out, and
     `LlmResult.argmax` tells the model's own greedy choice at each of its positions.
     """
@@ -69,13 +74,21 @@ class Sampling(_Message, frozen=True):
     logprobs: bool = False
     top_logprobs: int = 0
     forced: str | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] = {}
+    n: int = 1
+    prompt_logprobs: int | None = None
 
 
 class LlmChat(_Message, frozen=True, tag="llm.chat"):
     """Ask the model for the next turn.
 
-    `tool_choice` is `auto`, `none`, `required` or a tool's name; `schema` a JSON schema that the answer must satisfy
-    (`{}`: any JSON object). With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
+    `tool_choice` is `auto`, `none`, `required` or a tool's name. At most one of these holds the answer's text: `schema`,
+    a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or `choice`, of
+    which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
     """
 
     messages: list[Message]
@@ -86,6 +99,8 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     sampling: Sampling = Sampling()
     model: str | None = None
     stream: bool = False
+    regex: str | None = None
+    choice: list[str] = []
 
 
 class LlmEmbed(_Message, frozen=True, tag="llm.embed"):
@@ -112,15 +127,20 @@ class Usage(_Message, frozen=True):
 
 
 class LlmDelta(_Message, frozen=True, tag="llm.delta"):
-    """A piece of a streamed answer: text, or tool calls that are complete."""
+    """A piece of a streamed answer: text, or tool calls that are complete. `index` tells which of `n` answers."""
 
     text: str = ""
     tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
+    index: int = 0
 
 
 class LlmResult(_Message, frozen=True, tag="llm.result"):
-    """The whole answer. `text` excludes the tool calls; `argmax` (token ids) is set for forced decoding."""
+    """The whole answer. `text` excludes the tool calls; `argmax` (token ids) is set for forced decoding.
+
+    `prompt_logprobs` has no entry for the first token. Of `n` answers this is the first; `others` has the rest, and the
+    usage here counts them all: the prompt once, their tokens together.
+    """
 
     model: str
     text: str = ""
@@ -129,6 +149,8 @@ class LlmResult(_Message, frozen=True, tag="llm.result"):
     usage: Usage = Usage()
     logprobs: list[TokenLogprob] = []
     argmax: list[int] = []
+    prompt_logprobs: list[TokenLogprob] = []
+    others: list[LlmResult] = []
 
 
 class Embeddings(_Message, frozen=True, tag="llm.embeddings"):
@@ -518,6 +540,10 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     tokens_cached: int
     snapshots: int
     trace: str
+    tokens_diverged: int = 0
+    """KV of earlier turns that the next turn's prompt did not match, and that was computed again."""
+    swap_host_bytes: int = 0
+    swap_disk_bytes: int = 0
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):
@@ -541,6 +567,8 @@ class Span(_Message, frozen=True, tag="kernel.span"):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    diverged_tokens: int = 0
+    """KV of the turn before that this turn's prompt did not match."""
 
 
 class Trace(_Message, frozen=True, tag="kernel.trace_result"):

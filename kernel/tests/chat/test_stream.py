@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aios_kernel.chat.formats import HermesFormat, LlamaFormat, MistralFormat
 from aios_kernel.chat.protocol import TextPiece
-from aios_kernel.chat.tool_calls import parser_for
-from aios_kernel.chat.tool_format import ToolFormat
 from aios_kernel.syscalls import LlmChat, Message, ToolSpec
 
 PLAIN_CALL = LlmChat(messages=[Message(role="user", content="hi")])
 TOOL_CALL = LlmChat(messages=PLAIN_CALL.messages, tools=[ToolSpec(name="add")])
 FORMATS = {
-    "hermes": ToolFormat("hermes"),
-    "llama": ToolFormat("llama"),
-    "mistral": ToolFormat("mistral"),
+    "hermes": HermesFormat(),
+    "llama": LlamaFormat(),
+    "mistral": MistralFormat(),
 }
 ADD = '{"name": "add", "arguments": {"a": 1, "b": "é"}}'
 ANSWERS = {
@@ -68,7 +67,7 @@ def join(pieces: list[TextPiece]) -> tuple[str, list[tuple[str, Any]]]:
 
 
 def parse(style: str, parts: list[str]) -> tuple[str, list[tuple[str, Any]]]:
-    parser = parser_for(FORMATS[style])
+    parser = FORMATS[style].parser()
     return join([*(parser.push(part) for part in parts), parser.finish()])
 
 
@@ -124,7 +123,7 @@ def test_cuts_do_not_matter_and_text_is_never_lost(data: st.DataObject) -> None:
 
 
 def test_text_streams_before_a_call_is_complete() -> None:
-    parser = parser_for(ToolFormat("hermes"))
+    parser = HermesFormat().parser()
     assert parser.push("Let me see. <tool").text == "Let me see. "
     assert parser.push("box>").text == "<toolbox>"
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from aios_kernel.chat.detokenizer import Detokenizer, TokenBytes
-from aios_kernel.chat.grammar import GrammarCompiler
+from aios_kernel.chat.formats import detect
+from aios_kernel.chat.grammar_compiler import GrammarCompiler
 from aios_kernel.chat.protocol import TextStream
 from aios_kernel.chat.stream import TokenStream
 from aios_kernel.chat.template import GENERIC_TEMPLATE, ChatTemplate
-from aios_kernel.chat.tool_calls import parser_for
-from aios_kernel.chat.tool_format import detect
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.errors import ConfigError, InvalidRequest
 from aios_kernel.syscalls import LlmChat
@@ -82,8 +81,9 @@ class TransformersCodec:
     def stream(self, call: LlmChat) -> TextStream:
         """See `Codec.stream`."""
         if not call.tools or call.tool_choice == "none":
-            return TokenStream(Detokenizer(self._bytes), None)
-        return TokenStream(Detokenizer(self._bytes, self._markers), parser_for(self._format))
+            return TokenStream(Detokenizer(self._bytes))
+        shown = Detokenizer(self._bytes, self._markers)
+        return TokenStream(shown, self._format.parser(), many=call.parallel_tool_calls)
 
     def grammar(self, call: LlmChat) -> Grammar | None:
         """See `Codec.grammar`."""
@@ -107,6 +107,24 @@ def _check(call: LlmChat) -> None:
         )
     if call.tool_choice == "required" and not names:
         raise InvalidRequest('tool_choice is "required", but no tools are offered', fix="pass tools=[...]")
+    _check_structure(call)
+
+
+def _check_structure(call: LlmChat) -> None:
+    asked = [name for name, value in structures(call).items() if value]
+    if len(asked) > 1:
+        raise InvalidRequest(f"{' and '.join(asked)} cannot hold the same answer", fix="pass one of them")
+    if asked and asked != ["schema"] and call.tool_choice not in {"auto", "none"}:
+        raise InvalidRequest(
+            f'{asked[0]} asks for text, but tool_choice "{call.tool_choice}" for a call', fix="pass one of them"
+        )
+    if "" in call.choice:
+        raise InvalidRequest("one of the strings in choice is empty", fix="leave it out")
+
+
+def structures(call: LlmChat) -> dict[str, bool]:
+    """What may hold the text of an answer, and whether the call asks for it."""
+    return {"schema": call.schema is not None, "regex": call.regex is not None, "choice": bool(call.choice)}
 
 
 def _template_text(template: Any) -> str:
@@ -139,10 +157,13 @@ def _end_tokens(tokenizer: Any, config: Any, template: str, vocabulary: dict[str
 
 def _defaults(config: Any) -> SamplingParams:
     """The model's own sampling; greedy unless its generation settings say `do_sample`."""
+    penalty = float(config.repetition_penalty or 1.0)
     if not config.do_sample:
-        return SamplingParams()
+        return SamplingParams(repetition_penalty=penalty)
     return SamplingParams(
         temperature=float(1.0 if config.temperature is None else config.temperature),
         top_p=float(1.0 if config.top_p is None else config.top_p),
         top_k=int(0 if config.top_k is None else config.top_k),
+        min_p=float(config.min_p or 0.0),
+        repetition_penalty=penalty,
     )

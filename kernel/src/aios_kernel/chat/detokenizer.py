@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aios_kernel.chat.utf8 import Utf8Decoder, decode
 from aios_kernel.errors import Unsupported
 
 _SAMPLE = 'Hello, wörld: "42" {}[]\n\t 你好 🙂 été'
@@ -40,7 +40,7 @@ class TokenBytes:
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
-        return b"".join(self.of(token) for token in tokens).decode(errors="replace")
+        return decode(b"".join(self.of(token) for token in tokens))
 
     def _strips_space(self, tokenizer: Any) -> bool:
         spaced = next(
@@ -67,7 +67,7 @@ class Detokenizer:
     def __init__(self, table: TokenBytes, kept: frozenset[int] = frozenset()) -> None:
         self._bytes = table
         self._hidden = table.special - kept
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = Utf8Decoder()
         self._at_start = table.strips_space
 
     def push(self, token: int) -> str:
@@ -78,8 +78,8 @@ class Detokenizer:
         if self._at_start and data:
             self._at_start = False
             data = data.removeprefix(b" ")
-        return self._decoder.decode(data)
+        return self._decoder.push(data)
 
     def finish(self) -> str:
         """What is left of an incomplete character: U+FFFD, or nothing."""
-        return self._decoder.decode(b"", final=True)
+        return self._decoder.finish()

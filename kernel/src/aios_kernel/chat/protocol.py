@@ -56,7 +56,7 @@ class Codec(Protocol):
         ...
 
     def grammar(self, call: LlmChat) -> Grammar | None:
-        """The grammar that `schema` or `tool_choice` demands, or None. Raises InvalidSchema. May take milliseconds."""
+        """The grammar that the call demands, or None. Raises InvalidSchema. May take seconds: not for the engine."""
         ...
 
     def load_grammar(self, dump: str) -> Grammar:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 import jinja2
 
-from aios_kernel.chat.tool_format import HERMES_BEGIN, HERMES_END, ToolFormat
+from aios_kernel.chat.formats import ToolFormat
 from aios_kernel.errors import InvalidRequest
 from aios_kernel.syscalls import LlmChat, Message, ToolCall, ToolSpec
 
@@ -20,10 +19,10 @@ GENERIC_TEMPLATE = (
 """For models without a chat template: `role: content` and an empty line, the roles spelled out."""
 
 _TOOLS_INTRODUCTION = (
-    "You may call these tools. To call one, answer with a JSON object inside {begin}{end} tags, such as\n"
-    '{begin}\n{{"name": "tool", "arguments": {{"key": "value"}}}}\n{end}\n'
-    "Several calls may follow each other. The tools, one a line:\n"
+    "You may call these tools. To call one, answer with a JSON object inside tags, such as\n"
+    "{example}\nSeveral calls may follow each other. The tools, one a line:\n"
 )
+_EXAMPLE = ToolCall(id="", name="tool", arguments='{"key": "value"}')
 
 
 class ChatTemplate:
@@ -42,7 +41,7 @@ class ChatTemplate:
         """The prompt's text. Raises InvalidRequest for what the template refuses."""
         tools = call.tools if call.tool_choice != "none" else []
         if not self._format.native:
-            return self._apply(_told(call.messages, tools), None)
+            return self._apply(self._told(call.messages, tools), None)
         specs = [_tool(tool) for tool in tools] or None
         try:
             return self._apply([self._message(message) for message in call.messages], specs)
@@ -68,18 +67,31 @@ class ChatTemplate:
         if message.tool_calls:
             out["tool_calls"] = [self._call(call) for call in message.tool_calls]
         if message.tool_call_id is not None:
-            out["tool_call_id"] = self._id(message.tool_call_id)
+            out["tool_call_id"] = self._format.call_id(message.tool_call_id)
         if message.name is not None:
             out["name"] = message.name
         return out
 
     def _call(self, call: ToolCall) -> dict[str, Any]:
         function = {"name": call.name, "arguments": _arguments(call.arguments)}
-        return {"id": self._id(call.id), "type": "function", "function": function}
+        return {"id": self._format.call_id(call.id), "type": "function", "function": function}
 
-    def _id(self, call_id: str) -> str:
-        # Mistral's templates insist on nine letters or digits.
-        return hashlib.sha256(call_id.encode()).hexdigest()[:9] if self._format.style == "mistral" else call_id
+    def _told(self, messages: list[Message], tools: list[ToolSpec]) -> list[dict[str, Any]]:
+        """Messages for a template that knows neither tools nor their results: all is said in plain text."""
+        out = [self._plain(message) for message in messages]
+        if not tools:
+            return out
+        listing = "\n".join(json.dumps(_tool(tool)["function"], ensure_ascii=False) for tool in tools)
+        text = _TOOLS_INTRODUCTION.format(example=self._format.write(_EXAMPLE)) + listing
+        if out and out[0]["role"] == "system":
+            return [{"role": "system", "content": f"{out[0]['content']}\n\n{text}"}, *out[1:]]
+        return [{"role": "system", "content": text}, *out]
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        if message.role == "tool":
+            return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
+        calls = [self._format.write(call) for call in message.tool_calls]
+        return {"role": message.role, "content": "\n".join([message.content, *calls] if message.content else calls)}
 
 
 def _arguments(text: str) -> Any:
@@ -115,28 +127,3 @@ def _one_call_a_turn(messages: list[Message]) -> list[Message]:
         elif not (message.role == "tool" and message.tool_call_id in split):
             out.append(message)
     return out
-
-
-def _told(messages: list[Message], tools: list[ToolSpec]) -> list[dict[str, Any]]:
-    """Messages for a template that knows neither tools nor their results: all is said in plain text."""
-    out = [_plain(message) for message in messages]
-    if not tools:
-        return out
-    listing = "\n".join(json.dumps(_tool(tool)["function"], ensure_ascii=False) for tool in tools)
-    text = _TOOLS_INTRODUCTION.format(begin=HERMES_BEGIN, end=HERMES_END) + listing
-    if out and out[0]["role"] == "system":
-        return [{"role": "system", "content": f"{out[0]['content']}\n\n{text}"}, *out[1:]]
-    return [{"role": "system", "content": text}, *out]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    if message.role == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
-    calls = [
-        f"{HERMES_BEGIN}\n"
-        + json.dumps({"name": call.name, "arguments": _arguments(call.arguments)}, ensure_ascii=False)
-        + f"\n{HERMES_END}"
-        for call in message.tool_calls
-    ]
-    content = "\n".join([message.content, *calls] if message.content else calls) if calls else message.content
-    return {"role": message.role, "content": content}

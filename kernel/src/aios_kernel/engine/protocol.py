@@ -112,6 +112,9 @@ class Capabilities:
     """Contexts in one step."""
     max_step_tokens: int = 2048
     """Tokens in one step, over all contexts."""
+    prompt_logprobs: bool = False
+    vocab: int = 0
+    """Tokens that the model knows; 0: not known here."""
 
 
 class Context(Protocol):
