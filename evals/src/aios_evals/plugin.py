@@ -93,6 +93,7 @@ def engine(
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of every engine.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="1m, 34m, 500m; default 34m, with --full all.")] = None,
     peers: Annotated[Path, typer.Option(help="Folder of the environments that `make bench-peers` made.")] = Path(),
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result, a PNG (needs matplotlib).")] = None,
 ) -> None:
     """Our engine and its peers in one run, on the same weights: tokens per CPU-second and per second."""
     from aios_evals import report
@@ -115,6 +116,10 @@ def engine(
     measuring = Bench(peers.resolve(), home_of(load()) / "models")
     rows = measuring.run(asked)
     report.emit("engine", rows, json=json, versions=measuring.versions, notes=measuring.notes)
+    if plot is not None:
+        from aios_evals.engine_bench.plot import draw
+
+        draw(rows, plot, f"aios bench engine, {report.cpu_name()}")
 
 
 @bench.command()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+_LAUNCH = Path(__file__).parent / "workers" / "launch.py"
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -25,12 +27,14 @@ class Engine:
     venv: str | None = None
     sample: Mapping[str, int] | None = None
 
-    def python(self, folder: Path) -> Path | None:
-        """Its interpreter, or None where it is not installed."""
-        if self.venv is None:
-            return Path(sys.executable)
-        found = folder / self.venv / "bin" / "python"
-        return found if found.is_file() and (folder / self.venv / ".installed").is_file() else None
+    def command(self, folder: Path) -> list[str] | None:
+        """What starts its worker, or None where it is not installed."""
+        python = Path(sys.executable)
+        if self.venv is not None:
+            python = folder / self.venv / "bin" / "python"
+            if not (folder / self.venv / ".installed").is_file():
+                return None
+        return [str(python), "-P", str(_LAUNCH), self.module]
 
     def conversations(self, workload: str, batch: int) -> int:
         """How many conversations of a batch it runs."""

@@ -54,12 +54,12 @@ class Bench:
         model = ensure(self.models, setting.model)
         workers: dict[str, tuple[Engine, Worker]] = {}
         for engine in (engine for engine in ENGINES if engine.name in setting.engines):
-            python = engine.python(self.peers)
-            if python is None:
+            command = engine.command(self.peers)
+            if command is None:
                 self._note(f"{engine.name} is not installed in {self.peers / str(engine.venv)}: make bench-peers")
                 continue
             _progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {engine.name} starts")
-            worker = stack.enter_context(Worker(engine.name, python, engine.module, setting.threads))
+            worker = stack.enter_context(Worker(engine.name, command, setting.threads))
             try:
                 self.versions |= worker.load(model, setting.dtype)
             except WorkerFailed as error:

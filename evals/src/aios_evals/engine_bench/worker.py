@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LAUNCH = Path(__file__).parent / "workers" / "launch.py"
 LOAD_LIMIT_S = 600.0
 RUN_LIMIT_S = 900.0
 
@@ -26,16 +25,16 @@ class Worker:
 
     Args:
         name: of the engine, for messages.
-        python: its interpreter.
-        module: of `workers`.
+        command: that starts it.
         threads: that the numeric libraries may use, from the process's first breath on.
     """
 
-    def __init__(self, name: str, python: Path, module: str, threads: int) -> None:
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self.name = name
+        self.command = list(command)
         self._log = tempfile.TemporaryFile(mode="w+", prefix=f"aios-bench-{name}-")  # noqa: SIM115 - ends with us
         self._process = subprocess.Popen(
-            [str(python), "-P", str(LAUNCH), module],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,8 +1,9 @@
 """llama.cpp by its low-level API: one batch of many sequences a step; a conversation keeps its sequence and its KV.
 
 Runs in the environment that `make bench-peers` makes. What all prompts of a call share is computed in the first
-sequence and copied to the others. Of its settings those that were fastest here: a KV buffer of its own for every
-sequence, flash attention for long single prompts only.
+sequence and copied to the others. Of its settings those are taken that were fastest here: a KV buffer of its own for
+every sequence; flash attention for long single prompts and for batches in bfloat16; keys and values in the weights'
+dtype, but in float16 (its default) for a single sequence of bfloat16.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Sizes(NamedTuple):
 
     sequences: int
     room: int
-    flash: bool
+    long: bool
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], n_tokens: int) -> _Sizes:
@@ -87,15 +88,15 @@ class LlamaPeer:
             self._held = [[] for _ in range(sizes.sequences)]
 
     def _new_context(self, sizes: _Sizes) -> Any:
-        """Keys and values are float32 with float32 weights, else float16 (its own default)."""
+        many, exact = sizes.sequences > 1, self._dtype == "float32"
         settings = self._api.llama_context_default_params()
         settings.n_ctx = sizes.sequences * sizes.room
         settings.n_batch, settings.n_seq_max = _STEP_TOKENS, sizes.sequences
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.kv_unified = False
-        settings.flash_attn_type = int(sizes.flash)
-        if self._dtype == "float32":
-            settings.type_k = settings.type_v = self._api.GGML_TYPE_F32
+        settings.flash_attn_type = int(not exact if many else sizes.long)
+        kind = "F32" if exact else "BF16" if many else "F16"
+        settings.type_k = settings.type_v = getattr(self._api, f"GGML_TYPE_{kind}")
         context = self._api.llama_init_from_model(self._weights, settings)
         if not context:
             raise RuntimeError(f"llama.cpp makes no context for {sizes}")
