@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +181,42 @@ def test_fork_is_independent(make: Any, prompt: Any) -> None:
     expected = finish(engine, context, 20)
     engine.release(context)
     assert finish(engine, twin, 20) == expected
+
+
+def test_vectors_are_of_unit_length_and_in_order(make: Any, prompt: Any) -> None:
+    engine = make()
+    if not engine.capabilities.embed:
+        pytest.skip("no embeddings")
+    texts = [prompt(length, seed=length) for length in (5, 1, 40, 5)] + [prompt(5, seed=5)]
+    together = [vector for vectors in engine.embed(texts) for vector in vectors]
+    assert len(together) == len(texts)
+    assert len({len(vector) for vector in together}) == 1
+    for tokens, vector in zip(texts, together, strict=True):
+        assert math.hypot(*vector) == pytest.approx(1.0, abs=1e-5)
+        ((alone,),) = engine.embed([tokens])
+        assert alone == pytest.approx(vector, abs=1e-5)
+    assert together[0] == pytest.approx(together[4], abs=1e-5)
+    assert together[0] != pytest.approx(together[1], abs=1e-3)
+    assert list(engine.embed([])) == []
+
+
+def test_embedding_leaves_contexts_and_pool_alone(make: Any, prompt: Any) -> None:
+    engine, undisturbed = make(), make()
+    if not engine.capabilities.embed:
+        pytest.skip("no embeddings")
+    expected = finish(undisturbed, undisturbed.open(prompt(30), sampling=GREEDY), 10)
+    context = engine.open(prompt(30), sampling=GREEDY)
+    begun = finish(engine, context, 2)
+    before = state(engine, context)
+    work = engine.embed([prompt(70, seed=seed) for seed in range(4)])
+    next(work)
+    assert state(engine, context) == before
+    begun += finish(engine, context, 4)
+    list(work)
+    left_midway = engine.embed([prompt(70)] * 4)
+    next(left_midway)
+    assert begun + finish(engine, context, 4) == expected
+    assert engine.open(prompt(70), sampling=GREEDY).cached == 0
 
 
 class Life(RuleBasedStateMachine):

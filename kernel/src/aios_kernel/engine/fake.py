@@ -16,11 +16,12 @@ come. The reply depends on the last messages only; the first rule that fits wins
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ _WORDS = re.compile(r"\s*\S+|\s+$")
 _END = 0
 _PONDER, _PONDERED = "\x1c", "hm "
 """A reply without end, and the word that it repeats."""
+_WIDTH = 32
+"""Dimensions of a text's vector."""
 _CALL = "\x1e"
 """Marks a token that is a whole tool call: `\\x1ename\\x1ejson`."""
 
@@ -233,6 +236,7 @@ class FakeEngine:
             fork=True,
             snapshot=True,
             logprobs=True,
+            embed=True,
             block_size=block_size,
             kv_tokens=kv_tokens // block_size * block_size,
             max_batch=max_batch,
@@ -292,6 +296,10 @@ class FakeEngine:
         if self._live.pop(id(context), None) is not None:
             self._used -= self._blocks(context.computed)
 
+    def embed(self, texts: Sequence[Sequence[int]]) -> Iterator[list[list[float]]]:
+        """Counts of the words' numbers, modulo the width; one text a forward."""
+        return (_counted(tokens) for tokens in texts)
+
     def kv_free(self) -> int:
         """Free tokens of the pool."""
         return self.capabilities.kv_tokens - self._used
@@ -339,6 +347,14 @@ class FakeEngine:
             for part in parts
             for token in ([self._vocabulary.id_of(part)] if part.startswith("\x1f") else self._vocabulary.encode(part))
         ]
+
+
+def _counted(tokens: Sequence[int]) -> list[list[float]]:
+    counts = [0.0] * _WIDTH
+    for token in tokens:
+        counts[token % _WIDTH] += 1.0
+    norm = math.hypot(*counts)
+    return [[count / norm for count in counts]]
 
 
 def fake_model(*, kv_tokens: int = 1 << 20, max_batch: int = 1024, window: int = 1 << 16) -> LoadedModel:

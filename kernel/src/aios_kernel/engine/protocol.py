@@ -7,7 +7,7 @@ Capabilities are declared, not guessed. Exact continuation is promised for the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -262,6 +262,15 @@ class Engine(Protocol[C, S]):
 
     def release(self, context: C) -> None:
         """Free a context. Full blocks stay in the prefix cache until they are needed."""
+        ...
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> Iterator[list[list[float]]]:
+        """Vectors of texts (none empty), in their order, all of one length and of unit norm.
+
+        Each `next` computes one forward of at most `max_step_tokens` and gives the vectors that it completed, perhaps
+        none: the caller can step its contexts between. Contexts and cached prefixes are not touched; an iterator that
+        is left midway holds nothing. Only with `Capabilities.embed`, else Unsupported is raised.
+        """
         ...
 
     def kv_free(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from aios_kernel.engine.torch.batch import Work, pack
 from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache
+from aios_kernel.engine.torch.embedding import TextEmbedder
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
@@ -72,6 +73,7 @@ class TorchEngine:
         self._pool = BlockPool(n_blocks)
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._dense = DenseCache(sum(shape.width for shape in runner.shapes) * runner.dtype.itemsize)
+        self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
             step_control=True,
             fork=True,
@@ -80,6 +82,7 @@ class TorchEngine:
             holds=True,
             grammar=True,
             logprobs=True,
+            embed=True,
             block_size=BLOCK,
             kv_tokens=self._pool.size * BLOCK,
             max_batch=max_batch,
@@ -185,6 +188,14 @@ class TorchEngine:
                 self._pool.forget(block)
         self._memory.clear(self._pool.release(blocks))
 
+    def embed(self, texts: Sequence[Sequence[int]]) -> Iterator[list[list[float]]]:
+        """See `Engine.embed`. Mean-pooled last hidden states. Raises ValueError as `open` does."""
+        for tokens in texts:
+            self._check_tokens(tokens)
+            if not tokens:
+                raise ValueError("a text needs at least one token")
+        return self._embedder.run(texts)
+
     def kv_free(self) -> int:
         """See `Engine.kv_free`."""
         return self._pool.available * BLOCK
@@ -199,7 +210,7 @@ class TorchEngine:
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
         self._dense.clear()
         self._swapper.mover.close()
-        del self._runner
+        del self._runner, self._embedder
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
         for context, _ in entries:
