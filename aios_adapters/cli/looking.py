@@ -112,8 +112,21 @@ def show_spans(spans: list[Span]) -> None:
     began = min((span.queued_s for span in spans), default=0.0)
     rows = [
         (span.queued_s - began, span.agent, span.syscall, span.detail, span.started_s - span.queued_s,
-         span.ended_s - span.started_s, span.outcome, span.prompt_tokens, span.cached_tokens, span.completion_tokens)
+         span.ended_s - span.started_s, span.outcome, span.prompt_tokens, span.cached_tokens, span.diverged_tokens,
+         span.completion_tokens)
         for span in sorted(spans, key=lambda span: span.queued_s)
     ]  # fmt: skip
-    columns = ("AT s", "AGENT", "SYSCALL", "ABOUT", "WAITED s", "RAN s", "OUTCOME", "PROMPT", "CACHED", "NEW")
+    columns = (
+        "AT s",
+        "AGENT",
+        "SYSCALL",
+        "ABOUT",
+        "WAITED s",
+        "RAN s",
+        "OUTCOME",
+        "PROMPT",
+        "CACHED",
+        "DIVERGED",
+        "NEW",
+    )
     show_table("", columns, rows)

@@ -30,7 +30,9 @@ def _named(track: int, span: Span) -> dict[str, Any]:
 
 def _slices(track: int, span: Span) -> list[dict[str, Any]]:
     common = {"ph": "X", "pid": 1, "tid": track, "cat": span.syscall.partition(".")[0]}
-    args = {name: getattr(span, name) for name in ("detail", "outcome", "prompt_tokens", "cached_tokens")}
+    args = {
+        name: getattr(span, name) for name in ("detail", "outcome", "prompt_tokens", "cached_tokens", "diverged_tokens")
+    }
     args["completion_tokens"] = span.completion_tokens
     slices = [_slice(common, span.syscall, span.started_s, span.ended_s) | {"args": args}]
     if span.started_s > span.queued_s:

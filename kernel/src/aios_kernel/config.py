@@ -45,6 +45,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Threads of the engine; 0: the library's choice."""
     policy: str = "fifo"
     policy_options: dict[str, float | int | str | bool] = {}
+    kv_host_bytes: _Count = 0
+    """Host memory for contexts that are swapped out; 0: a quarter of the machine's memory."""
+    kv_disk_bytes: _Count = 4 << 30
+    """Disk space below the data directory for those that find no room there; 0: none."""
     embedder: str = "auto"
     """`auto` (all-MiniLM-L6-v2: installed package, then hub), `hash`, or the path of a sentence-transformers model."""
     vectors: str = "chroma"

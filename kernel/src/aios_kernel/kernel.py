@@ -25,6 +25,7 @@ from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config, home_of
+from aios_kernel.context.space import swap_space
 from aios_kernel.frames import Malformed
 from aios_kernel.managers import Managers
 from aios_kernel.process import Program
@@ -66,7 +67,7 @@ class Kernel:
         self.loop = asyncio.get_running_loop()
         self.http_url: str | None = None
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
-        self.dispatcher = Dispatcher(model, policy, self._deliver_soon)
+        self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config))
         self.agents = AgentService(observe=self.dispatcher.observe, drop=managers.drop)
         self.sessions: set[Session] = set()
         self.shutdown = asyncio.Event()
@@ -201,6 +202,7 @@ class Kernel:
             prompt_tokens=open_call.usage.prompt_tokens,
             cached_tokens=open_call.usage.cached_tokens,
             completion_tokens=open_call.usage.completion_tokens,
+            diverged_tokens=open_call.generation.diverged if open_call.generation is not None else 0,
         )
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -296,6 +298,9 @@ class Kernel:
             tokens_cached=dispatcher.tokens_cached,
             snapshots=dispatcher.contexts.snapshots,
             trace=str(self.tracer.path),
+            tokens_diverged=dispatcher.contexts.tokens_diverged,
+            swap_host_bytes=dispatcher.contexts.tiers.host_bytes,
+            swap_disk_bytes=dispatcher.contexts.tiers.disk_bytes,
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

@@ -29,6 +29,8 @@ class Order:
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
     logprobs: bool = False
+    history: tuple[bytes, ...] = ()
+    """Keys of the beginnings of the conversation (`chat.history`)."""
 
 
 class StopFilter:
@@ -77,6 +79,7 @@ class Generation:
     arrived_s: float
     generated: int = 0
     cached: int = 0
+    diverged: int = 0
     started_s: float | None = None
     ended: LlmResult | AiosError | None = None
     text: list[str] = field(default_factory=list[str])

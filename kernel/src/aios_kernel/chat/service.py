@@ -8,6 +8,7 @@ import time
 
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation, Order
+from aios_kernel.chat.history import history_keys
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.config import Config
 from aios_kernel.engine.protocol import Grammar, SamplingParams
@@ -53,6 +54,7 @@ class ChatService:
             stop=tuple(call.sampling.stop),
             grammar=self._grammar(call),
             logprobs=call.sampling.logprobs,
+            history=history_keys(call.messages),
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 

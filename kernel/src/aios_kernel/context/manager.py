@@ -1,72 +1,106 @@
-"""Residency of contexts: queued (a prompt only), resident (KV in the pool), swapped (snapshot in host memory)."""
+"""Residency of contexts: queued (a prompt only), resident (KV in the pool), swapped (in host memory or on disk)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from aios_kernel.chat.generation import Generation
-from aios_kernel.engine.protocol import Context, Engine, Snapshot
-from aios_kernel.scheduler.protocol import Residency
+from aios_kernel.context.held import Held
+from aios_kernel.context.history import Conversations
+from aios_kernel.context.residue import Residue
+from aios_kernel.context.space import SwapSpace
+from aios_kernel.context.swap import SwapTiers
+from aios_kernel.engine.protocol import Engine, Grammar
+from aios_kernel.errors import AiosError, OutOfMemory
 
-
-@dataclass(slots=True)
-class Held:
-    """A generation and its context, in exactly one of the three places."""
-
-    generation: Generation
-    context: Context | None = None
-    snapshot: Snapshot | None = None
-
-    @property
-    def residency(self) -> Residency:
-        """Where the context is."""
-        if self.context is not None:
-            return Residency.RESIDENT
-        return Residency.SWAPPED if self.snapshot is not None else Residency.QUEUED
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence, prompt and answer."""
-        place = self.context or self.snapshot
-        return len(place.tokens) if place is not None else len(self.generation.order.prompt)
-
-    @property
-    def pending(self) -> int:
-        """Tokens without KV."""
-        place = self.context or self.snapshot
-        return len(place.tokens) - place.computed if place is not None else len(self.generation.order.prompt)
+__all__ = ["ContextManager", "Held"]
 
 
 class ContextManager:
-    """Moves contexts between the places. Driven by the dispatcher's thread; KvExhausted passes through unchanged."""
+    """Moves contexts between the places. Driven by the dispatcher's thread; KvExhausted passes through unchanged.
 
-    def __init__(self, engine: Engine[Any, Any]) -> None:
+    Args:
+        engine: runs the contexts.
+        load_grammar: the codec's.
+        space: budgets of the tiers below the pool.
+
+    Attributes:
+        snapshots: how often a context was swapped out.
+        tokens_diverged: KV of earlier turns that the next turn's prompt did not match (`Conversations`).
+        tiers: where the snapshots are.
+    """
+
+    def __init__(
+        self, engine: Engine[Any, Any], load_grammar: Callable[[str], Grammar], space: SwapSpace | None = None
+    ) -> None:
         self._engine = engine
+        self._conversations = Conversations()
+        self._residue = Residue(engine)
+        self.tiers = SwapTiers(engine, load_grammar, space or SwapSpace())
         self.snapshots = 0
+        self.tokens_diverged = 0
 
-    def admit(self, held: Held) -> None:
+    @property
+    def can_swap(self) -> bool:
+        """Whether a context can be swapped out now."""
+        return self._engine.capabilities.snapshot and self.tiers.has_room
+
+    def admit(self, held: Held) -> bool:
         """Give a queued generation a context; its cached prefix is attached."""
         order = held.generation.order
         context = self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
         held.context = context
         held.generation.cached = context.cached
+        diverged = self._conversations.divergence(order.program, order.history, order.prompt)
+        held.generation.diverged = diverged
+        self.tokens_diverged += diverged
+        return True
 
     def swap_out(self, held: Held) -> None:
-        """Snapshot a resident context to host memory and free its blocks."""
+        """Snapshot a resident context to host memory and free its blocks. Raises OutOfMemory when that is full."""
         assert held.context is not None
-        held.snapshot = self._engine.snapshot(held.context)
+        if not self.tiers.has_room:
+            raise OutOfMemory(
+                f"the swap space of {self.tiers.host_bytes:,} bytes is full",
+                fix="raise kv_host_bytes or kv_disk_bytes in aios.toml, or run fewer agents at once",
+            )
+        snapshot = self._engine.snapshot(held.context)
         held.context = None
+        self.tiers.keep(held, snapshot)
         self.snapshots += 1
 
-    def swap_in(self, held: Held) -> None:
-        """Restore a snapshot; it continues exactly."""
-        assert held.snapshot is not None
-        held.context = self._engine.restore(held.snapshot)
-        held.snapshot = None
+    def swap_in(self, held: Held) -> bool:
+        """Restore a snapshot; it continues exactly. False while it is on its way from the disk."""
+        snapshot = self.tiers.bring(held)
+        if snapshot is None:
+            return False
+        held.context = self._engine.restore(snapshot)
+        self.tiers.forget(held)
+        return True
+
+    def settle(self) -> None:
+        """Take note of what happened beside the steps."""
+        self.tiers.settle()
 
     def drop(self, held: Held) -> None:
-        """Free whatever the generation holds."""
-        if held.context is not None:
-            self._engine.release(held.context)
-        held.context = held.snapshot = None
+        """Free whatever the generation holds; what it computed stays in the prefix cache while its program lives."""
+        context, held.context = held.context, None
+        self.tiers.forget(held)
+        if context is None:
+            return
+        order = held.generation.order
+        try:
+            if not isinstance(held.generation.ended, AiosError):
+                self._conversations.note(order.program, order.history, context.tokens[: context.computed])
+                self._residue.keep(order.program, context, order.priority)
+        finally:
+            self._engine.release(context)
+
+    def program_ended(self, program: str) -> None:
+        """Keep nothing of a program any longer."""
+        self._conversations.forget(program)
+        self._residue.forget(program)
+
+    def close(self) -> None:
+        """Delete what is on disk."""
+        self.tiers.close()

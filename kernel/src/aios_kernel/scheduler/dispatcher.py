@@ -19,8 +19,20 @@ from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.context.manager import ContextManager, Held
+from aios_kernel.context.space import SwapSpace
 from aios_kernel.engine.protocol import Context, KvExhausted, StepOutput
-from aios_kernel.scheduler.protocol import Arrived, Computed, Event, Finished, Plan, Policy, Residency, Task, View
+from aios_kernel.scheduler.protocol import (
+    Arrived,
+    Computed,
+    Event,
+    Finished,
+    Plan,
+    Policy,
+    ProgramEnded,
+    Residency,
+    Task,
+    View,
+)
 from aios_kernel.syscalls import LlmDelta
 
 _log = logging.getLogger(__name__)
@@ -45,10 +57,10 @@ Deliver: TypeAlias = Callable[[list[Update]], None]
 class Dispatcher:
     """Owns the engine. `submit`, `cancel` and `observe` may be called from any thread."""
 
-    def __init__(self, model: LoadedModel, policy: Policy, deliver: Deliver) -> None:
+    def __init__(self, model: LoadedModel, policy: Policy, deliver: Deliver, space: SwapSpace | None = None) -> None:
         self.model = model
         self.policy = policy
-        self.contexts = ContextManager(model.engine)
+        self.contexts = ContextManager(model.engine, model.codec.load_grammar, space)
         self.tokens_computed = 0
         self.tokens_cached = 0
         self._deliver = deliver
@@ -85,7 +97,7 @@ class Dispatcher:
 
     def observe(self, event: Event) -> None:
         """Tell the policy of something that happened outside the engine (tools, exits)."""
-        self._inbox.put(lambda: self._tell(event))
+        self._inbox.put(lambda: self._learn(event))
 
     def set_policy(self, policy: Policy) -> None:
         """Change the policy between two steps; open calls are announced to the new one."""
@@ -125,6 +137,7 @@ class Dispatcher:
             self._obey(self._inbox.get())
         self._fail_all([*self._held.values()], _shutting_down())
         self._flush()
+        self.contexts.close()
         self.model.engine.close()
 
     def _take_orders(self, *, wait: bool) -> None:
@@ -151,6 +164,11 @@ class Dispatcher:
         if not self._tell(Arrived(generation.id, generation.order.program)):
             self._fail_all([held], errors.InternalError(f"the policy {self.policy.name} failed; see the kernel's log"))
 
+    def _learn(self, event: Event) -> None:
+        if isinstance(event, ProgramEnded):
+            self.contexts.program_ended(event.program)
+        self._tell(event)
+
     def _tell(self, event: Event) -> bool:
         """Show the policy an event; False when it raised."""
         try:
@@ -176,6 +194,7 @@ class Dispatcher:
             self._fail_all([*self._held.values()], errors.InternalError(f"the dispatcher failed: {error}"))
 
     def _step(self) -> None:
+        self.contexts.settle()
         plan = self.policy.decide(self._view(), time.monotonic())
         moved = self._move(plan)
         batch = self._batch(plan)
@@ -197,7 +216,7 @@ class Dispatcher:
             block_size=caps.block_size,
             max_batch=caps.max_batch,
             max_step_tokens=caps.max_step_tokens,
-            can_swap=caps.snapshot,
+            can_swap=self.contexts.can_swap,
         )
 
     def _task(self, held: Held) -> Task:
@@ -220,7 +239,7 @@ class Dispatcher:
         moved = False
         for task in plan.swap_out:
             held = self._held.get(task)
-            if held is not None and held.residency is Residency.RESIDENT:
+            if held is not None and held.residency is Residency.RESIDENT and self.contexts.can_swap:
                 self._swap_out(held)
                 moved = True
         for task in plan.swap_in:
@@ -229,12 +248,13 @@ class Dispatcher:
             moved |= self._brought(task, Residency.QUEUED, self.contexts.admit)
         return moved
 
-    def _brought(self, task: int, place: Residency, bring: Callable[[Held], None]) -> bool:
+    def _brought(self, task: int, place: Residency, bring: Callable[[Held], bool]) -> bool:
         held = self._held.get(task)
         if held is None or held.residency is not place:
             return False
         try:
-            bring(held)
+            if not bring(held):
+                return False  # it is on its way
         except KvExhausted:
             return False
         except Exception as error:  # noqa: BLE001 - a context that cannot be opened ends alone
@@ -298,6 +318,8 @@ class Dispatcher:
         self.tokens_computed += output.computed
         self.tokens_cached += output.context.cached - generation.cached
         generation.cached = output.context.cached  # grows while others compute the same prefix
+        if output.prompt:
+            generation.note_prompt(output.prompt)
         self._tell(Computed(generation.id, generation.order.program, output.computed, emitted))
         if output.error is not None:
             self._fail_all([held], errors.EngineError(output.error, fix="aios doctor"))
@@ -338,7 +360,7 @@ class Dispatcher:
         """The pool was fuller than the plan knew: swap the newest out, or end it when that would free nothing."""
         newest = max(group, key=lambda held: held.generation.arrived_s)
         others = any(held.context is not None and held is not newest for held in self._held.values())
-        if others and self.model.engine.capabilities.snapshot and self._fruitless <= len(self._held):
+        if others and self.contexts.can_swap and self._fruitless <= len(self._held):
             self._fruitless += 1
             self._swap_out(newest)
         else:
@@ -347,16 +369,23 @@ class Dispatcher:
     def _stuck(self) -> None:
         """Nothing could run. Alone in the pool means too big; else wait a moment for an order or an end."""
         residents = [held for held in self._held.values() if held.residency is Residency.RESIDENT]
-        if not residents:
+        if self.contexts.tiers.fetching:
+            self._wait_a_moment()
+        elif not residents:
             self._refuse_one()
         elif len(self._held) == 1:
             self._fail_all(residents, _too_big())
-        else:
-            try:
-                self._obey(self._inbox.get(timeout=_IDLE_PLAN_WAIT_S))
-            except queue.Empty:
-                # Residents that cannot grow block each other: the newest makes room.
-                self._relieve(residents)
+        elif not self._wait_a_moment():
+            # Residents that cannot grow block each other: the newest makes room.
+            self._relieve(residents)
+
+    def _wait_a_moment(self) -> bool:
+        """Wait a little for an order; whether one came."""
+        try:
+            self._obey(self._inbox.get(timeout=_IDLE_PLAN_WAIT_S))
+        except queue.Empty:
+            return False
+        return True
 
     def _refuse_one(self) -> None:
         """The pool is empty and still nothing was brought in: whoever is too big for it ends."""

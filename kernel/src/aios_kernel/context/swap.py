@@ -1,0 +1,135 @@
+"""The tiers below the KV pool: snapshots in host memory within a budget, the oldest of them moved on to the disk."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aios_kernel.context.disk import DiskTier, Stored
+from aios_kernel.context.held import Held
+from aios_kernel.context.space import SwapSpace
+from aios_kernel.engine.protocol import Engine, Grammar, Snapshot, SnapshotFiles
+
+_BEGIN = 0.5
+"""Share of the host budget above which snapshots move to the disk, so that the next one finds room."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A snapshot on its way to the disk; it stays in host memory until it is there."""
+
+    snapshot: Snapshot
+    nbytes: int
+    done: Future[Stored]
+
+
+class SwapTiers:
+    """Where snapshots are kept. Driven by the dispatcher's thread, which never waits for a disk here.
+
+    Args:
+        engine: whose snapshots they are.
+        load_grammar: the codec's, for snapshots that come back from the disk.
+        space: the budgets.
+    """
+
+    def __init__(self, engine: Engine[Any, Any], load_grammar: Callable[[str], Grammar], space: SwapSpace) -> None:
+        self._space = space
+        self._disk: DiskTier | None = None
+        if space.folder is not None and engine.capabilities.snapshot_files:
+            files = cast("SnapshotFiles[Any]", engine)
+            self._disk = DiskTier(files, load_grammar, space.folder, space.disk_bytes)
+        self._host: OrderedDict[Held, int] = OrderedDict()  # bytes in host memory, the oldest first
+        self._writes: dict[Held, _Write] = {}
+        self._fetching: set[Held] = set()
+        self.host_bytes = 0
+
+    @property
+    def disk_bytes(self) -> int:
+        """What is on disk or on its way there."""
+        return self._disk.used_bytes if self._disk is not None else 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether host memory can take one more snapshot; it may exceed the budget by that one."""
+        return self.host_bytes < self._space.host_bytes
+
+    @property
+    def fetching(self) -> bool:
+        """Whether a snapshot is on its way back from the disk."""
+        return bool(self._fetching)
+
+    def keep(self, held: Held, snapshot: Snapshot) -> None:
+        """Take a snapshot into host memory."""
+        held.snapshot = snapshot
+        self._host[held] = snapshot.nbytes
+        self.host_bytes += snapshot.nbytes
+        self._move_on()
+
+    def bring(self, held: Held) -> Snapshot | None:
+        """The snapshot, once it is in host memory; None while it is on its way. Raises SnapshotError."""
+        if held.stored is None or self._disk is None:
+            return held.snapshot
+        if held.fetching is None:
+            held.fetching = self._disk.fetch(held.stored)
+            self._fetching.add(held)
+        if not held.fetching.done():
+            return None
+        self._fetching.discard(held)
+        fetched, held.fetching = held.fetching, None
+        self._disk.remove(held.stored)
+        held.stored = None
+        held.snapshot = fetched.result()
+        self._host[held] = held.snapshot.nbytes
+        self.host_bytes += held.snapshot.nbytes
+        return held.snapshot
+
+    def forget(self, held: Held) -> None:
+        """Free what the tiers hold of a generation: it is back in the pool, or has ended."""
+        write = self._writes.get(held)
+        if write is not None and self._disk is not None and write.done.cancel():
+            del self._writes[held]
+            self._disk.cancelled(write.nbytes)
+        self.host_bytes -= self._host.pop(held, 0)
+        self._fetching.discard(held)
+        if held.stored is not None and self._disk is not None:
+            self._disk.remove(held.stored)
+        held.snapshot = held.stored = held.fetching = None
+
+    def settle(self) -> None:
+        """Book the writes that have ended since; cheap when none is under way."""
+        for held in [held for held, write in self._writes.items() if write.done.done()]:
+            self._book(held, self._writes.pop(held))
+            self._move_on()
+
+    def close(self) -> None:
+        """Delete all files."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _book(self, held: Held, write: _Write) -> None:
+        assert self._disk is not None
+        error = write.done.exception()
+        if error is not None:
+            self._disk.failed(error, write.nbytes)
+        elif held.snapshot is write.snapshot:
+            self.host_bytes -= self._host.pop(held)
+            held.snapshot, held.stored = None, write.done.result()
+        else:  # it came back, or ended, meanwhile
+            self._disk.remove(write.done.result())
+
+    def _move_on(self) -> None:
+        """Begin to write the oldest snapshots while host memory is fuller than it should be."""
+        if self._disk is None:
+            return
+        excess = self.host_bytes - sum(write.nbytes for write in self._writes.values())
+        excess -= int(self._space.host_bytes * _BEGIN)
+        for held, nbytes in self._host.items():
+            if excess <= 0:
+                break
+            if held.snapshot is None or held in self._writes or not nbytes or not self._disk.has_room(nbytes):
+                continue
+            self._writes[held] = _Write(held.snapshot, nbytes, self._disk.store(held.snapshot))
+            excess -= nbytes
