@@ -19,13 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from aios_evals.replay_model import VOCABULARY, random_model
+from aios_evals.replay_model import random_model
 
 LENGTHS = (256, 1024, 4096)
 _SPARE = 2048
 """Tokens of the pool beyond the context, so that a restored one finds new blocks."""
-
-
 _MEMORY_BYTES = 256 << 20
 """Memory that the yardstick of copying moves through: more than the processor's caches."""
 
@@ -48,8 +46,8 @@ class Yardsticks:
     prefill_s: float
 
 
-def run(lengths: Sequence[int] = LENGTHS, repeats: int = 7) -> list[dict[str, Any]]:
-    """One row an operation and length."""
+def run(lengths: Sequence[int] = LENGTHS, repeats: int = 7, model: Any = None) -> list[dict[str, Any]]:
+    """One row an operation and length, on the replay model unless another is given."""
     import torch
 
     from aios_kernel.engine.torch import TorchEngine
@@ -57,7 +55,7 @@ def run(lengths: Sequence[int] = LENGTHS, repeats: int = 7) -> list[dict[str, An
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix=".aios-contexts-", dir=Path.cwd()) as folder:
-        engine = TorchEngine(random_model(), kv_tokens=2 * max(lengths) + _SPARE)
+        engine = TorchEngine(random_model() if model is None else model, kv_tokens=2 * max(lengths) + _SPARE)
         for length in lengths:
             rows += _measure(engine, length, repeats, Path(folder))
         engine.close()
@@ -84,14 +82,14 @@ def _row(name: str, length: int, nbytes: int, timed: Timed, sticks: Yardsticks, 
         "swap_over_copy_twice": None,
         "mb_per_s": None,
         "disk_mb_per_s": None,
-        "disk_share": None,
+        "disk_ratio": None,
     }
     if name in {"snapshot", "restore"}:
         row["swap_over_copy_twice"] = swap_s / sticks.copy_twice_s
     elif name in {"save", "load"}:
         plain_s = sticks.write_s if name == "save" else sticks.read_s
         row |= {"mb_per_s": nbytes / timed.total_s / 1e6, "disk_mb_per_s": nbytes / plain_s / 1e6}
-        row["disk_share"] = plain_s / timed.total_s
+        row["disk_ratio"] = plain_s / timed.total_s
     return row
 
 
@@ -103,7 +101,7 @@ def _prefilled(engine: Any, length: int) -> tuple[Any, float]:
     for seed in range(2):
         if context is not None:
             engine.release(context)
-        tokens = np.random.default_rng([seed, length]).integers(0, VOCABULARY, length).tolist()
+        tokens = np.random.default_rng([seed, length]).integers(0, engine.vocab, length).tolist()
         context = engine.open(tokens, sampling=SamplingParams())
         began = time.perf_counter()
         while context.computed < length:

@@ -123,6 +123,15 @@ def engine(
 
 
 @bench.command()
+def contexts(json: Json = False, full: Full = False) -> None:
+    """What forking, swapping and storing a context costs, beside copying its bytes and prefilling it again."""
+    from aios_evals import report
+    from aios_evals.contexts import run
+
+    report.emit("contexts", run(repeats=25 if full else 7), json=json)
+
+
+@bench.command()
 def exactness(json: Json = False, full: Full = False) -> None:
     """Whether the demo agents say the same with and without the kernel, with snapshots on and off."""
     from aios_evals import report
