@@ -26,6 +26,7 @@ from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config, home_of
 from aios_kernel.context.space import swap_space
+from aios_kernel.embeddings import EmbedService
 from aios_kernel.frames import Malformed
 from aios_kernel.managers import Managers
 from aios_kernel.process import Program
@@ -72,6 +73,7 @@ class Kernel:
         self.sessions: set[Session] = set()
         self.shutdown = asyncio.Event()
         self._chat = ChatService(model, config)
+        self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-prepare")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -276,7 +278,7 @@ class Kernel:
             self.dispatcher.cancel(generation, errors.Cancelled("the caller has gone"))
 
     async def _do_embed(self, open_call: OpenCall, call: LlmEmbed) -> Result:
-        return await self.managers.memory.embed_texts(call.texts)
+        return await self._embed.embed(call)
 
     # --- the kernel itself ------------------------------------------------------------------------------------------
 

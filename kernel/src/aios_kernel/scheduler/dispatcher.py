@@ -11,7 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +22,7 @@ from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.engine.protocol import Context, KvExhausted, StepOutput
+from aios_kernel.scheduler.embedding import EmbedQueue
 from aios_kernel.scheduler.protocol import (
     Arrived,
     Computed,
@@ -65,6 +67,7 @@ class Dispatcher:
         self.tokens_cached = 0
         self._deliver = deliver
         self._held: dict[int, Held] = {}
+        self._embeds = EmbedQueue(model.engine)
         self._updates: list[Update] = []
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
@@ -95,6 +98,16 @@ class Dispatcher:
         """End a generation with an error, unless it has ended."""
         self._inbox.put(lambda: self._end_early(generation, error))
 
+    def embed(self, texts: Sequence[Sequence[int]]) -> Future[list[list[float]]]:
+        """Embed texts of tokens with the model; see `Engine.embed`. Cancel the future to give it up."""
+        future: Future[list[list[float]]] = Future()
+        with self._gate:
+            if not self._closed:
+                self._inbox.put(lambda: self._embeds.put(texts, future))
+                return future
+        future.set_exception(_shutting_down())
+        return future
+
     def observe(self, event: Event) -> None:
         """Tell the policy of something that happened outside the engine (tools, exits)."""
         self._inbox.put(lambda: self._learn(event))
@@ -122,9 +135,11 @@ class Dispatcher:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._take_orders(wait=not self._held)
+                self._take_orders(wait=not self._held and not self._embeds)
                 if self._held and not self._stopping:
                     self._step_safely()
+                if not self._stopping:
+                    self._embeds.advance()
                 self._flush()
         finally:
             self._leave()
@@ -136,6 +151,7 @@ class Dispatcher:
         while not self._inbox.empty():
             self._obey(self._inbox.get())
         self._fail_all([*self._held.values()], _shutting_down())
+        self._embeds.fail_all(_shutting_down())
         self._flush()
         self.contexts.close()
         self.model.engine.close()
