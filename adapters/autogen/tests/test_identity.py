@@ -300,8 +300,8 @@ async def test_a_cancelled_team_stops_its_generation(
 async def test_a_kernels_error_reaches_the_caller_of_a_team(
     fake_kernel: KernelHandle, client: OpenAIChatCompletionClient
 ) -> None:
-    member = AssistantAgent("one", OpenAIChatCompletionClient(model="gpt-4o", api_key="unused", frequency_penalty=2.0))
-    with pytest.raises(RuntimeError, match=r"frequency_penalty = 2\.0 is not supported here"):
+    member = AssistantAgent("one", OpenAIChatCompletionClient(model="gpt-4o", api_key="unused", frequency_penalty=3.0))
+    with pytest.raises(RuntimeError, match="frequency_penalty"):
         await aios.agent(RoundRobinGroupChat([member], max_turns=1), name="team").run(task="say x")
 
 

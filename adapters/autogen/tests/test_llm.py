@@ -181,8 +181,10 @@ async def test_what_is_not_served_is_refused_by_name(
 ) -> None:
     picture = UserMessage(content=["look", Image(PILImage.new("RGB", (2, 2)))], source="user")
     with aios.running("alice"):
-        with pytest.raises(errors.Unsupported, match="frequency_penalty"):
-            await client.create(user("x"), extra_create_args={"frequency_penalty": 1.5})
+        with pytest.raises(errors.Unsupported, match="n = 2"):
+            await client.create(user("x"), extra_create_args={"n": 2})
+        with pytest.raises(errors.InvalidRequest, match="frequency_penalty"):
+            await client.create(user("x"), extra_create_args={"frequency_penalty": 3})
         with pytest.raises(errors.Unsupported, match="image_url"):
             await client.create([picture])
         assert (await client.create(user("say x"), extra_create_args={"frequency_penalty": 0, "user": "u"})).content

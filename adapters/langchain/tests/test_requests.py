@@ -216,7 +216,7 @@ def test_structured_output_methods() -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("frequency_penalty", 0.5), ("presence_penalty", 1), ("logit_bias", {"1": 2}), ("modalities", ["audio"]),
+        ("frequency_penalty", 3), ("presence_penalty", "x"), ("logit_bias", {"a": 2}), ("modalities", ["audio"]),
         ("functions", [{"name": "old"}]), ("previous_response_id", "r"), ("temperature", 9), ("top_p", "high"),
     ],
 )  # fmt: skip

@@ -31,13 +31,13 @@ async def aask(text: str, **options: Any) -> Any:
 @pytest.mark.usefixtures("fake_kernel")
 async def test_a_field_that_is_not_served() -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask("hi", n=2)
-    assert caught.value.message == "n = 2 is not supported here\n  fix: leave it out of the request"
+        ask("hi", modalities=["audio"])
+    assert caught.value.message == "modalities = ['audio'] is not supported here\n  fix: leave it out of the request"
     assert (caught.value.code, caught.value.type, caught.value.status_code) == (
         "unsupported", "invalid_request_error", 400
     )  # fmt: skip
     with pytest.raises(openai.BadRequestError, match="frequency_penalty"):
-        await aask("hi", frequency_penalty=1.0, stream=True)
+        await aask("hi", frequency_penalty=3.0, stream=True)
 
 
 @pytest.mark.usefixtures("fake_kernel")

@@ -86,9 +86,9 @@ class Sampling(_Message, frozen=True):
 class LlmChat(_Message, frozen=True, tag="llm.chat"):
     """Ask the model for the next turn.
 
-    `tool_choice` is `auto`, `none`, `required` or a tool's name. At most one of these holds the answer's text: `schema`,
-    a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or `choice`, of
-    which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
+    `tool_choice` is `auto`, `none`, `required` or a tool's name. At most one of these holds the answer's text:
+    `schema`, a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or
+    `choice`, of which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
     """
 
     messages: list[Message]

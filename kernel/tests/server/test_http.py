@@ -179,8 +179,8 @@ async def test_a_large_body(client: AsyncOpenAI) -> None:
 
 
 async def test_errors_are_openais(client: AsyncOpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="n = 2 is not supported") as caught:
-        await client.chat.completions.create(model="m", messages=user("x"), n=2)
+    with pytest.raises(openai.BadRequestError, match="modalities") as caught:
+        await client.chat.completions.create(model="m", messages=user("x"), modalities=["audio"])
     assert caught.value.code == "unsupported"
     with pytest.raises(openai.BadRequestError, match="fix: ") as caught:
         await client.chat.completions.create(model="m", messages=user("word " * 70_000), stream=True)

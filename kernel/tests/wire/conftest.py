@@ -55,13 +55,23 @@ def chats(draw: st.DrawFn) -> LlmChat:
         logprobs=logprobs,
         top_logprobs=draw(st.integers(0, 20)) if logprobs else 0,
         forced=draw(st.none() | TEXTS),
+        min_p=draw(st.none() | st.floats(0, 1)),
+        presence_penalty=draw(st.none() | st.floats(-2, 2)),
+        frequency_penalty=draw(st.none() | st.floats(-2, 2)),
+        repetition_penalty=draw(st.none() | st.floats(0.5, 2)),
+        logit_bias=draw(st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=2)),
+        n=draw(st.integers(1, 3)),
+        prompt_logprobs=draw(st.none() | st.integers(0, 5)),
     )
+    structure = draw(st.sampled_from([{}, {"schema": {}}, {"regex": "a+"}, {"choice": ["a", "b"]}]))
+    if not structure:
+        structure = {"schema": draw(st.none() | SCHEMAS)}
     return LlmChat(
         messages=draw(messages()),
         tools=tools,
         tool_choice=draw(st.sampled_from(["auto", "none", *(["required", *names] if names else [])])),
         parallel_tool_calls=draw(st.booleans()),
-        schema=draw(st.none() | st.just({}) | SCHEMAS),
+        **structure,
         sampling=sampling,
         model=draw(st.none() | NAMES),
         stream=draw(st.booleans()),
@@ -109,11 +119,15 @@ class Wire:
             "top_logprobs": sampling.top_logprobs,
             "aios_forced": sampling.forced,
             "stream": call.stream,
+            **_extensions(sampling),
+            "n": sampling.n,
+            "prompt_logprobs": sampling.prompt_logprobs,
+            "structured_outputs": {"regex": call.regex, "choice": call.choice},
         }
 
     @staticmethod
     def responses_body(call: LlmChat) -> dict[str, Any]:
-        """The Responses request that means `call`, but for stop strings."""
+        """The Responses request that means `call`, but for what only Chat Completions knows."""
         sampling = call.sampling
         return {
             "model": call.model,
@@ -132,6 +146,7 @@ class Wire:
             "top_logprobs": sampling.top_logprobs,
             "aios_forced": sampling.forced,
             "stream": call.stream,
+            **_extensions(sampling),
         }
 
 
@@ -139,6 +154,12 @@ class Wire:
 def wire() -> type[Wire]:
     """Strategies and the spelling of a chat."""
     return Wire
+
+
+def _extensions(sampling: Sampling) -> dict[str, Any]:
+    names = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+    biases = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    return {"logit_bias": biases, **{name: getattr(sampling, name) for name in names}}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -84,14 +84,13 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"n": 2}, "n = 2"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, r"structured_outputs\.grammar"),
+        ({"guided_grammar": "root ::= x"}, "guided_grammar"),
         ({"web_search_options": {}}, "web_search_options"),
-        ({"min_p": 0.1}, "min_p"),
         ({"stream_options": {"shape": 1}}, "stream_options.shape"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "custom"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "allowed_tools"),
@@ -124,6 +123,23 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], named: st
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"seed": "x"}, "seed"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"prompt_logprobs": 50}, "prompt_logprobs"),
+        ({"logit_bias": {"a": 1}}, r"logit_bias\.a"),
+        ({"logit_bias": {"-1": 1}}, r"logit_bias\.-1"),
+        ({"logit_bias": {"9" * 30: 1}}, "token id"),
+        ({"logit_bias": {"1": 101}}, r"logit_bias\.1"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"guided_choice": ["a", ""]}, r"guided_choice\[1\]"),
+        ({"structured_outputs": {"choice": "a"}}, r"structured_outputs\.choice"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "several structures"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "several structures"),
         ({"stop": [""]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
@@ -144,8 +160,33 @@ def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], named: str) ->
 
 
 def test_inert_and_neutral_fields_change_nothing() -> None:
-    neutral = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "modalities": ["text"]}
+    neutral = {"n": 1, "logit_bias": {}, "modalities": ["text"], "structured_outputs": {}}
     assert read(**neutral, **dict.fromkeys(CHAT_INERT, "x"), audio=None).call == read().call
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"guided_json": {"type": "null"}}, {"schema": {"type": "null"}}),
+        ({"structured_outputs": {"json": {}}}, {"schema": {}}),
+        ({"guided_regex": "a+"}, {"regex": "a+"}),
+        ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
+    ],
+)
+def test_structures_have_several_spellings(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    call = read(**fields).call
+    assert {"schema": call.schema, "regex": call.regex, "choice": call.choice} == {
+        "schema": None,
+        "regex": None,
+        "choice": [],
+        **expected,
+    }
+
+
+def test_all_tokens_have_two_spellings() -> None:
+    assert read(top_k=-1).call.sampling.top_k == read(top_k=0).call.sampling.top_k == 0
 
 
 def test_usage_chunk_is_asked_for() -> None:

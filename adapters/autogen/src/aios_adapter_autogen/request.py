@@ -19,12 +19,15 @@ from autogen_core.models import (
 from autogen_core.tools import Tool, ToolSchema
 from pydantic import BaseModel
 
+from aios_kernel.errors import Unsupported
+
 _READ = frozenset(
     {
         "model", "temperature", "top_p", "top_k", "seed", "stop", "max_tokens", "max_completion_tokens",
-        "logprobs", "top_logprobs", "parallel_tool_calls", "response_format",
+        "logprobs", "top_logprobs", "parallel_tool_calls", "response_format", "n", "min_p", "frequency_penalty",
+        "presence_penalty", "repetition_penalty", "logit_bias",
         # not served: refused unless they ask for nothing
-        "n", "frequency_penalty", "presence_penalty", "logit_bias", "modalities", "audio", "web_search_options",
+        "modalities", "audio", "web_search_options",
     }
 )  # fmt: skip
 """Create arguments that say what the answer shall be. The others (headers, billing, a provider's own) concern a server
@@ -54,6 +57,8 @@ def model_request(
     """The request that `client.create(...)` stands for; the client's own create arguments are its defaults."""
     arguments = _create_arguments(client, extra_create_args or {})
     body = {name: value for name, value in arguments.items() if name in _READ}
+    if body.get("n", 1) != 1:
+        raise Unsupported(f"n = {body['n']} is not supported here: a client gives one answer", fix="leave n out")
     body["messages"] = wire_messages(messages, prefixes=getattr(client, "_add_name_prefixes", False))
     if tools:
         body["tools"] = wire_tools(tools)

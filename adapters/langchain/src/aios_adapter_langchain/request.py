@@ -14,6 +14,7 @@ from typing import Any
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from aios_kernel.errors import Unsupported
 from aios_kernel.openai_wire import ChatExchange
 from aios_kernel.syscalls import LlmChat
 
@@ -33,16 +34,17 @@ _OTHER_NAMES = {
 _SAMPLING = (
     "temperature", "top_p", "top_k", "seed", "stop", "stop_sequences", "max_tokens", "max_completion_tokens",
     "max_output_tokens", "max_new_tokens", "num_predict", "logprobs", "top_logprobs", "n",
-    "frequency_penalty", "presence_penalty", "logit_bias",
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "min_p",
 )  # fmt: skip
 """Attributes of a model that say how to choose tokens."""
 
 _READ = frozenset(
     {
         "model", "temperature", "top_p", "top_k", "seed", "stop", "max_tokens", "logprobs", "top_logprobs", "n",
-        "tools", "tool_choice", "parallel_tool_calls", "response_format", "aios_forced",
+        "tools", "tool_choice", "parallel_tool_calls", "response_format", "aios_forced", "min_p",
+        "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias",
         # not served: refused unless they ask for nothing
-        "frequency_penalty", "presence_penalty", "logit_bias", "modalities", "audio", "web_search_options",
+        "modalities", "audio", "web_search_options",
         "functions", "function_call", "text", "previous_response_id",
     }
 )  # fmt: skip
@@ -95,12 +97,14 @@ def model_request(
     if stop is not None:
         arguments["stop"] = stop
     body = {name: value for name, value in arguments.items() if name in _READ}
-    answers = body.pop("n", None) if n else None
+    answers = body.pop("n", None) or 1
+    if answers > 1 and not n:
+        raise Unsupported(f"n = {answers} is not supported here: a stream has one answer", fix="leave n out")
     asked = body.get("response_format")
     _spell(body)
     return ModelRequest(
         exchange=ChatExchange({**body, "messages": list(wire)}),
-        answers=answers or 1,
+        answers=answers,
         timeout_s=_timeout(model, options),
         structured=asked is not None,
         parse=asked if isinstance(asked, type) else None,

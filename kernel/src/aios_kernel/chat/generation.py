@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from aios_kernel.chat.protocol import Codec, TextPiece, TextStream
-from aios_kernel.engine.protocol import Grammar, SamplingParams, StepOutput
+from aios_kernel.engine.protocol import Grammar, SamplingParams, StepOutput, TokenScore
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import FinishReason, LlmDelta, LlmResult, Priority, TokenLogprob, ToolCall, Usage
 
@@ -77,6 +80,8 @@ class Generation:
     codec: Codec
     stream: TextStream
     arrived_s: float
+    index: int = 0
+    """Which of several answers to one prompt."""
     generated: int = 0
     cached: int = 0
     diverged: int = 0
@@ -86,6 +91,7 @@ class Generation:
     tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     argmax: list[int] = field(default_factory=list[int])
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     stops: StopFilter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +114,10 @@ class Generation:
             return _joined(delta, self._end("length"))
         return delta
 
+    def note_prompt(self, scores: Sequence[TokenScore]) -> None:
+        """Take the log-probabilities of prompt tokens, in the prompt's order."""
+        self.prompt_logprobs += [self._told(score.token, score.logprob, score.top) for score in scores]
+
     def fail(self, error: AiosError) -> None:
         """End with an error."""
         if self.ended is None:
@@ -120,10 +130,13 @@ class Generation:
     def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
         if not self.order.logprobs or output.logprob is None or output.token is None:
             return []
-        top = [(self.codec.decode([token]), value) for token, value in output.top]
-        entry = TokenLogprob(token=self.codec.decode([output.token]), logprob=output.logprob, top=top)
+        entry = self._told(output.token, output.logprob, output.top)
         self.logprobs.append(entry)
         return [entry]
+
+    def _told(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> TokenLogprob:
+        others = [(self.codec.decode([other]), value) for other, value in top]
+        return TokenLogprob(token=self.codec.decode([token]), logprob=logprob, top=others)
 
     def _show(self, piece: TextPiece, logprobs: list[TokenLogprob] | None = None) -> LlmDelta | None:
         text = self.stops.push(piece.text)
@@ -132,13 +145,13 @@ class Generation:
         self.tool_calls.extend(piece.tool_calls)
         if not (text or piece.tool_calls or logprobs):
             return None
-        return LlmDelta(text=text, tool_calls=list(piece.tool_calls), logprobs=logprobs or [])
+        return LlmDelta(text=text, tool_calls=list(piece.tool_calls), logprobs=logprobs or [], index=self.index)
 
     def _end(self, reason: FinishReason) -> LlmDelta | None:
         delta = self._show(self.stream.finish())
         if not self.stops.hit and (held := self.stops.finish()):
             self.text.append(held)
-            delta = _joined(delta, LlmDelta(text=held))
+            delta = _joined(delta, LlmDelta(text=held, index=self.index))
         self._close(reason)
         return delta
 
@@ -151,6 +164,7 @@ class Generation:
             usage=self.usage(),
             logprobs=self.logprobs,
             argmax=self.argmax,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
 
@@ -161,4 +175,22 @@ def _joined(first: LlmDelta | None, second: LlmDelta | None) -> LlmDelta | None:
         text=first.text + second.text,
         tool_calls=[*first.tool_calls, *second.tool_calls],
         logprobs=[*first.logprobs, *second.logprobs],
+        index=first.index,
+    )
+
+
+def combined(generations: Sequence[Generation]) -> LlmResult | None:
+    """The result of all answers to one prompt; None until each has ended with one."""
+    results = [generation.ended for generation in generations if isinstance(generation.ended, LlmResult)]
+    if len(results) < len(generations):
+        return None
+    return msgspec.structs.replace(results[0], others=results[1:], usage=total_usage(generations))
+
+
+def total_usage(generations: Sequence[Generation]) -> Usage:
+    """Tokens of all answers to one prompt, which counts once."""
+    return Usage(
+        prompt_tokens=len(generations[0].order.prompt),
+        cached_tokens=generations[0].cached,
+        completion_tokens=sum(generation.generated for generation in generations),
     )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation, Order
 from aios_kernel.chat.history import history_keys
 from aios_kernel.chat.protocol import LoadedModel
+from aios_kernel.chat.sampling import answer_seed, check, resolve
 from aios_kernel.config import Config
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.process import Program
 from aios_kernel.syscalls import LlmChat, Sampling
 
 _INLINE_CHARACTERS = 4000
-_TOP_LOGPROBS = 20
 
 
 class ChatService:
@@ -31,7 +33,7 @@ class ChatService:
 
     def is_small(self, call: LlmChat) -> bool:
         """Whether preparing takes well under a millisecond, so that it may run on the socket loop."""
-        if call.schema is not None or call.tools:
+        if call.tools or call.schema is not None or call.regex is not None or call.choice:
             return False
         return sum(len(message.content) for message in call.messages) < _INLINE_CHARACTERS
 
@@ -39,7 +41,7 @@ class ChatService:
         """Resolve a call. Raises InvalidRequest and its kin; thread-safe."""
         codec = self._model.codec
         self._check_model(call.model)
-        _check_sampling(call.sampling)
+        check(call.sampling, self._model.engine.capabilities.vocab)
         prompt = codec.encode_chat(call)
         order = Order(
             model=self._model.name,
@@ -58,6 +60,21 @@ class ChatService:
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
+    def prepare_all(self, next_id: Callable[[], int], call: LlmChat, program: Program) -> list[Generation]:
+        """Resolve a call that wants `sampling.n` answers; they share the prompt's KV through the prefix cache."""
+        first = self.prepare(next_id(), call, program)
+        return [first, *(self._another(next_id(), first, call, index) for index in range(1, call.sampling.n))]
+
+    def _another(self, number: int, first: Generation, call: LlmChat, index: int) -> Generation:
+        """One more answer to the same prompt, with a seed of its own; only the first one reports on the prompt."""
+        sampling = dataclasses.replace(
+            first.order.sampling, seed=answer_seed(first.order.sampling.seed, index), prompt_logprobs=None
+        )
+        grammar = first.order.grammar.fork() if first.order.grammar is not None else None
+        order = dataclasses.replace(first.order, sampling=sampling, grammar=grammar)
+        codec = self._model.codec
+        return Generation(number, order, codec, codec.stream(call), first.arrived_s, index=index)
+
     def _check_model(self, asked: str | None) -> None:
         if asked is None or asked == self._model.name or not self._strict:
             return
@@ -72,15 +89,7 @@ class ChatService:
         return hashlib.blake2b(domain, key=self._salt_key, digest_size=16).digest()
 
     def _sampling(self, asked: Sampling) -> SamplingParams:
-        defaults = self._model.codec.defaults
-        return SamplingParams(
-            temperature=defaults.temperature if asked.temperature is None else asked.temperature,
-            top_p=defaults.top_p if asked.top_p is None else asked.top_p,
-            top_k=defaults.top_k if asked.top_k is None else asked.top_k,
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-            top_logprobs=asked.top_logprobs if asked.logprobs else None,
-            forced=self._forced(asked.forced),
-        )
+        return resolve(asked, self._model.codec.defaults, self._forced(asked.forced))
 
     def _forced(self, text: str | None) -> tuple[int, ...]:
         if text is None:
@@ -104,24 +113,6 @@ class ChatService:
         return min(room, sampling.max_tokens) if sampling.max_tokens is not None else room
 
     def _grammar(self, call: LlmChat) -> Grammar | None:
-        if call.schema is None and call.tool_choice in {"auto", "none"}:
-            return None
         if call.sampling.forced is not None:
             return None  # the text is given; a grammar could only contradict it
         return self._model.codec.grammar(call)
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    limits = (
-        ("temperature", sampling.temperature, 0.0, 100.0),
-        ("top_p", sampling.top_p, 0.0, 1.0),
-        ("top_k", sampling.top_k, 0, 1 << 31),
-        ("max_tokens", sampling.max_tokens, 1, 1 << 31),
-        ("top_logprobs", sampling.top_logprobs, 0, _TOP_LOGPROBS),
-        ("seed", sampling.seed, -(1 << 63), (1 << 63) - 1),
-    )
-    for name, value, low, high in limits:
-        if value is not None and not low <= value <= high:
-            raise errors.InvalidRequest(f"{name} is {value}; it must be from {low} to {high}", fix=f"change {name}")
-    if sampling.top_p is not None and sampling.top_p == 0.0:
-        raise errors.InvalidRequest("top_p is 0; it must be above 0", fix="use temperature=0 for greedy decoding")

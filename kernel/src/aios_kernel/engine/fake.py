@@ -9,6 +9,7 @@ come. The reply depends on the last messages only; the first rule that fits wins
     a line `say TEXT`               TEXT
     a line `think N`                N words: w0 w1 w2 ...
     a line `ponder`                 words until it is stopped, a millisecond apiece (the window lasts a minute)
+    a choice was given              its first string
     a schema was given              a smallest instance of it
     anything else                   echo: <the last user message>
 """
@@ -105,7 +106,9 @@ class FakeCodec:
         return FakeStream(self._vocabulary)
 
     def grammar(self, call: LlmChat) -> Grammar | None:
-        """No grammar: the reply obeys the schema by itself. Refuses what is no schema."""
+        """No grammar: the reply obeys schema and choice by itself. Refuses what is no schema, and expressions."""
+        if call.regex is not None:
+            raise Unsupported("the fake model knows no regular expressions", fix="serve the demo model")
         kind = (call.schema or {}).get("type", "object")
         if not isinstance(kind, str | list):
             raise InvalidSchema(f"the JSON schema's type is {kind!r}", fix="pass a valid JSON schema")
@@ -125,6 +128,8 @@ class FakeCodec:
         calls = [line.removeprefix("call ").partition(" ") for line in lines if line.startswith("call ")]
         if calls and call.tools and call.tool_choice != "none":
             return [f"\x1f{name}\x1f{arguments or '{}'}" for name, _, arguments in calls]
+        if call.choice:
+            return [call.choice[0]]
         return [_text_reply(lines, user.content, call.schema)]
 
 

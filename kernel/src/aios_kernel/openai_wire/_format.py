@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from aios_kernel.errors import InvalidRequest
@@ -9,6 +10,49 @@ from aios_kernel.openai_wire._reader import Reader, refused
 
 _INERT = frozenset({"name", "description", "strict"})
 """The schema always binds here, strict or not; its name and description are not shown to the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What holds the answer's text; at most one of these."""
+
+    schema: dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] = field(default_factory=list[str])
+
+
+def read_structure(fields: Reader) -> Structure:
+    """The structure that a Chat Completions request asks for.
+
+    OpenAI's `response_format`, or vLLM's `structured_outputs`, or the older `guided_json`, `guided_regex` and
+    `guided_choice`.
+    """
+    asked = [Structure(schema=schema)] if (schema := read_format(fields.child("response_format"))) is not None else []
+    inner = fields.child("structured_outputs")
+    if inner is not None:
+        asked += _read_constraints(inner, "")
+        inner.end()
+    asked += _read_constraints(fields, "guided_")
+    if len(asked) > 1:
+        raise InvalidRequest("the request asks for several structures of one answer", fix="send one of them")
+    return asked[0] if asked else Structure()
+
+
+def _read_constraints(fields: Reader, prefix: str) -> list[Structure]:
+    asked: list[Structure] = []
+    schema = fields.mapping(f"{prefix}json")
+    if schema is not None:
+        asked.append(Structure(schema=schema))
+    regex = fields.text(f"{prefix}regex")
+    if regex is not None:
+        asked.append(Structure(regex=regex))
+    options = fields.items(f"{prefix}choice")
+    for path, option in options:
+        if not isinstance(option, str) or not option:
+            raise InvalidRequest(f'the field "{path}" must be a string that is not empty')
+    if options:
+        asked.append(Structure(choice=[option for _, option in options]))
+    return asked
 
 
 def read_format(form: Reader | None, *, flat: bool = False) -> dict[str, Any] | None:

@@ -25,6 +25,10 @@ class Reader:
         """The full name of a field, such as `messages[0].content`."""
         return f"{self.path}.{name}" if self.path else name
 
+    def names(self) -> list[str]:
+        """Names of the fields that are left."""
+        return list(self._left)
+
     def value(self, name: str) -> Any:
         """A field of any type; None when absent."""
         return self._left.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ class ChatExchange:
         self._id = fresh_id("chatcmpl-")
         self._created = int(time.time())
         self._model = self.call.model or ""
-        self._tool_calls = 0
+        self._tool_calls = Counter[int]()
 
     def reply(self, result: LlmResult) -> dict[str, Any]:
         """The `chat.completion` object."""
@@ -41,33 +42,38 @@ class ChatExchange:
             "model": result.model,
             "choices": [
                 {
-                    "index": 0,
-                    "message": _message(result),
-                    "logprobs": self._logprobs(result),
-                    "finish_reason": result.finish_reason,
+                    "index": index,
+                    "message": _message(answer),
+                    "logprobs": self._logprobs(answer),
+                    "finish_reason": answer.finish_reason,
                 }
+                for index, answer in enumerate([result, *result.others])
             ],
             "usage": chat_usage(result.usage),
         }
-        return reply | _own_choices(result)
+        return reply | self._extensions(result)
 
     def begin(self) -> bytes:
-        """The chunk with the role."""
-        return event(self._chunk({"role": "assistant", "content": "", "refusal": None}))
+        """The chunks with the role, one for each answer."""
+        start = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(event(self._chunk(start, index)) for index in range(self.call.sampling.n))
 
     def delta(self, delta: LlmDelta) -> bytes:
         """A chunk of text, then one with the tool calls; nothing for an empty piece."""
         data = b""
         if delta.text or delta.logprobs:
-            data += event(self._chunk({"content": delta.text}, logprobs=self._logprobs(delta)))
+            data += event(self._chunk({"content": delta.text}, delta.index, logprobs=self._logprobs(delta)))
         if delta.tool_calls:
-            data += event(self._chunk({"tool_calls": [self._numbered(call) for call in delta.tool_calls]}))
+            calls = [self._numbered(call, delta.index) for call in delta.tool_calls]
+            data += event(self._chunk({"tool_calls": calls}, delta.index))
         return data
 
     def end(self, result: LlmResult) -> bytes:
-        """The chunk with the finish reason, the usage if it was asked for, and the end mark."""
+        """The chunks with the finish reasons, the usage if it was asked for, and the end mark."""
         self._model = result.model
-        data = event(self._chunk({}, finish_reason=result.finish_reason) | _own_choices(result))
+        data = event(self._chunk({}, finish_reason=result.finish_reason) | self._extensions(result))
+        for index, answer in enumerate(result.others, start=1):
+            data += event(self._chunk({}, index, finish_reason=answer.finish_reason))
         if self._include_usage:
             data += event(self._chunk(None) | {"usage": chat_usage(result.usage)})
         return data + _DONE
@@ -77,9 +83,14 @@ class ChatExchange:
         return event({"error": error_object(error)})
 
     def _chunk(
-        self, delta: dict[str, Any] | None, *, finish_reason: str | None = None, logprobs: dict[str, Any] | None = None
+        self,
+        delta: dict[str, Any] | None,
+        index: int = 0,
+        *,
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         chunk: dict[str, Any] = {
             "id": self._id,
             "object": "chat.completion.chunk",
@@ -89,14 +100,25 @@ class ChatExchange:
         }
         return chunk | {"usage": None} if self._include_usage else chunk
 
-    def _numbered(self, call: ToolCall) -> dict[str, Any]:
-        self._tool_calls += 1
-        return {"index": self._tool_calls - 1, **_tool_call(call)}
+    def _numbered(self, call: ToolCall, index: int) -> dict[str, Any]:
+        self._tool_calls[index] += 1
+        return {"index": self._tool_calls[index] - 1, **_tool_call(call)}
 
     def _logprobs(self, piece: LlmResult | LlmDelta) -> dict[str, Any] | None:
         if not self.call.sampling.logprobs:
             return None
         return {"content": token_logprobs(piece.logprobs), "refusal": None}
+
+    def _extensions(self, result: LlmResult) -> dict[str, Any]:
+        """What OpenAI's answers do not have.
+
+        The tokens (ids) that the model itself would have chosen, of forced decoding; the log-probabilities of the
+        prompt's tokens but the first.
+        """
+        own: dict[str, Any] = {"aios_argmax": result.argmax} if result.argmax else {}
+        if self.call.sampling.prompt_logprobs is not None:
+            own["prompt_logprobs"] = token_logprobs(result.prompt_logprobs)
+        return own
 
 
 def _message(result: LlmResult) -> dict[str, Any]:
@@ -113,8 +135,3 @@ def _message(result: LlmResult) -> dict[str, Any]:
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def _own_choices(result: LlmResult) -> dict[str, Any]:
-    """The extension of forced decoding: the tokens (ids) that the model itself would have chosen."""
-    return {"aios_argmax": result.argmax} if result.argmax else {}

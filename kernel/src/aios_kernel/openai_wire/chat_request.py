@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios_kernel.errors import InvalidRequest
-from aios_kernel.openai_wire._format import read_format
+from aios_kernel.openai_wire._format import read_structure
 from aios_kernel.openai_wire._messages import read_messages
 from aios_kernel.openai_wire._reader import Reader
-from aios_kernel.openai_wire._sampling import read_sampling, read_stop
+from aios_kernel.openai_wire._sampling import read_chat_sampling
 from aios_kernel.openai_wire._tools import read_tool_choice, read_tools
 from aios_kernel.syscalls import LlmChat
 
@@ -40,20 +40,21 @@ class ChatRequest:
 def read_chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """Read a request body. Raises InvalidRequest, or Unsupported for a field that is not served."""
     fields = Reader(body)
-    _refuse_unless_neutral(fields)
+    fields.neutral("modalities", ["text"])
     model = fields.text("model")
     messages = read_messages(fields.items("messages"))
     tools = read_tools(fields.items("tools"))
+    structure = read_structure(fields)
     parallel = fields.flag("parallel_tool_calls")
     call = LlmChat(
         messages=messages,
         tools=tools,
         tool_choice=read_tool_choice(fields.value("tool_choice"), tools),
         parallel_tool_calls=True if parallel is None else parallel,
-        schema=read_format(fields.child("response_format")),
-        sampling=read_sampling(
-            fields, max_tokens=_max_tokens(fields), logprobs=_logprobs(fields), stop=read_stop(fields)
-        ),
+        schema=structure.schema,
+        regex=structure.regex,
+        choice=structure.choice,
+        sampling=read_chat_sampling(fields, max_tokens=_max_tokens(fields), logprobs=_logprobs(fields)),
         model=model,
         stream=fields.flag("stream") or False,
     )
@@ -62,15 +63,6 @@ def read_chat_request(body: Mapping[str, Any]) -> ChatRequest:
     if call.sampling.top_logprobs and not call.sampling.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs", fix='set "logprobs": true')
     return ChatRequest(call, include_usage)
-
-
-def _refuse_unless_neutral(fields: Reader) -> None:
-    """Take out what OpenAI's clients often send with a value that asks for nothing."""
-    fields.neutral("n", 1)
-    fields.neutral("frequency_penalty", 0)
-    fields.neutral("presence_penalty", 0)
-    fields.neutral("logit_bias", {})
-    fields.neutral("modalities", ["text"])
 
 
 def _max_tokens(fields: Reader) -> int | None:
