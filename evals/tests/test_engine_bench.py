@@ -1,4 +1,4 @@
-"""`aios bench engine`: workloads, the workers' protocol, exactness, and what it does when a peer is missing or fails."""
+"""`aios bench engine`: cases, the workers' protocol, exactness, and what it does when a peer is missing or fails."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_the_default_is_cut_and_what_is_asked_for_is_not() -> None:
     assert [Case.decode(128) in one.cases for one in default] == [False, True]
     asked = settings(Asked(engines=["torch"], dtypes=["float32"], threads=[1, 2], workloads=["decode"], batches=[128]))
     assert [(one.threads, one.engines, one.cases) for one in asked] == [
-        (1, ("torch",), (Case.decode(128),)),
-        (2, ("torch",), (Case.decode(128),)),
+        (1, ("torch",), {Case.decode(128): ("torch",)}),
+        (2, ("torch",), {Case.decode(128): ("torch",)}),
     ]
     assert {one.model for one in settings(Asked(full=True))} == {"1m", "34m", "500m"}
 

@@ -20,12 +20,14 @@ class Engine:
         venv: folder of its own environment below the peers' folder; None: it lives in ours.
         sample: conversations that it runs of a batch; None: all. One that answers prompts one after the other takes
             the same time for each, so that its rate is that of a few.
+        largest: batch that the default measures it at; it is too slow for more.
     """
 
     name: str
     module: str
     venv: str | None = None
     sample: Mapping[str, int] | None = None
+    largest: int | None = None
 
     def command(self, folder: Path) -> list[str] | None:
         """What starts its worker, or None where it is not installed."""
@@ -45,8 +47,8 @@ ENGINES = (
     Engine("generate", "generate", sample={"decode": 4, "agents": 2}),
     Engine("torch", "torch_engine"),
     Engine("vllm", "vllm", venv=".venv-vllm"),
-    Engine("llamacpp", "llamacpp", venv=".venv-llamacpp"),
-    Engine("transformers_cb", "transformers_cb"),
+    Engine("llamacpp", "llamacpp", venv=".venv-llamacpp", largest=32),
+    Engine("transformers_cb", "transformers_cb", largest=32),
 )
 """The oracle first: its answers are what the others' are compared with."""
 ORACLE = "generate"

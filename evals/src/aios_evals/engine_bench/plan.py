@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aios_evals.engine_bench.case import BATCHES, LENGTHS, WORKLOADS, Case
-from aios_evals.engine_bench.peers import ENGINES
+from aios_evals.engine_bench.peers import ENGINES, Engine
 from aios_evals.engine_bench.shapes import SHAPES
 
 DTYPES = ("float32", "bfloat16")
@@ -32,25 +32,29 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Cases that run on the same worker processes."""
+    """Cases that run on the same worker processes, and the engines of each."""
 
     model: str
     dtype: str
     threads: int
-    engines: tuple[str, ...]
-    cases: tuple[Case, ...]
+    cases: Mapping[Case, tuple[str, ...]]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return tuple(dict.fromkeys(name for names in self.cases.values() for name in names))
 
 
 def settings(asked: Asked) -> list[Setting]:
     """What to measure, in order."""
-    engines = tuple(engine.name for engine in ENGINES if asked.engines is None or engine.name in asked.engines)
+    engines = [engine for engine in ENGINES if asked.engines is None or engine.name in asked.engines]
     found: list[Setting] = []
     for model in asked.models or (tuple(SHAPES) if asked.full else (MODEL,)):
         for dtype in asked.dtypes or DTYPES:
-            cases = tuple(_cases(asked, dtype))
-            found.extend(Setting(model, dtype, threads, engines, cases) for threads in _threads(asked))
+            cases = {case: _able(case, engines, asked) for case in _cases(asked, dtype)}
+            found.extend(Setting(model, dtype, threads, cases) for threads in _threads(asked))
         found.extend(_scaling(asked, model, engines))
-    return [setting for setting in found if setting.cases and setting.engines]
+    return [setting for setting in found if setting.engines]
 
 
 def _threads(asked: Asked) -> Sequence[int]:
@@ -67,11 +71,16 @@ def _cases(asked: Asked, dtype: str) -> list[Case]:
     return [case for workload in WORKLOADS if workload in (asked.workloads or WORKLOADS) for case in cases[workload]]
 
 
-def _scaling(asked: Asked, model: str, engines: Sequence[str]) -> list[Setting]:
+def _able(case: Case, engines: Sequence[Engine], asked: Asked) -> tuple[str, ...]:
+    every = asked.full or asked.batches
+    return tuple(one.name for one in engines if every or one.largest is None or case.batch <= one.largest)
+
+
+def _scaling(asked: Asked, model: str, engines: Sequence[Engine]) -> list[Setting]:
     if asked.threads or asked.full or _cores() < 2 or "float32" not in (asked.dtypes or DTYPES):
         return []
-    scaled = tuple(engine for engine in engines if engine in _SCALED)
-    return [Setting(model, "float32", 2, scaled, tuple(c for c in _cases(asked, "float32") if c in _SCALING))]
+    scaled = tuple(engine.name for engine in engines if engine.name in _SCALED)
+    return [Setting(model, "float32", 2, {case: scaled for case in _cases(asked, "float32") if case in _SCALING})]
 
 
 def _cores() -> int:

@@ -71,12 +71,17 @@ class Bench:
     def _measure(
         self, case: Case, setting: Setting, workers: Mapping[str, tuple[Engine, Worker]]
     ) -> dict[str, Measured]:
-        _progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {case}")
+        _progress(
+            f"{setting.model} {setting.dtype} {setting.threads} threads: {case.workload} {case.batch} x {case.length}"
+        )
 
         def failed(name: str, error: WorkerFailed) -> None:
-            self._note(f"{name} failed in {case.workload} ({setting.model}, {setting.dtype}, {case}): {error}")
+            self._note(
+                f"{name} failed in {case.workload} ({setting.model}, {setting.dtype}, batch {case.batch}): {error}"
+            )
 
-        found = measure(case, workers, SHAPES[setting.model].vocab_size, failed)
+        able = {name: workers[name] for name in setting.cases[case] if name in workers}
+        found = measure(case, able, SHAPES[setting.model].vocab_size, failed)
         if setting.dtype == "float32" and ORACLE in found:
             compare(found, workers[ORACLE][1])
         return found

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from aios_evals.engine_bench.workers import gguf_file
 
-_POOL_TOKENS = 65_536
+_POOL_TOKENS = 16_384
 _STEP_TOKENS = 2048
-_ROOM = 1024
-"""Tokens that a sequence has room for at least, so that conversations can grow, unless there are very many."""
+_ROOM = 8192
+"""Tokens that a single sequence has room for at least; many share the pool, with room for conversations to grow."""
 _LONG = 512
 
 
@@ -46,6 +46,7 @@ class LlamaPeer:
         self.versions = {"llama-cpp-python": importlib.metadata.version("llama-cpp-python")}
         self._api = api
         self._numpy: Any = importlib.import_module("numpy")
+        self._kinds: Any = importlib.import_module("gguf").GGMLQuantizationType
         self._weights = weights
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(weights))
         self._dtype = dtype
@@ -96,7 +97,7 @@ class LlamaPeer:
         settings.kv_unified = False
         settings.flash_attn_type = int(not exact if many else sizes.long)
         kind = "F32" if exact else "BF16" if many else "F16"
-        settings.type_k = settings.type_v = getattr(self._api, f"GGML_TYPE_{kind}")
+        settings.type_k = settings.type_v = self._kinds[kind].value
         context = self._api.llama_init_from_model(self._weights, settings)
         if not context:
             raise RuntimeError(f"llama.cpp makes no context for {sizes}")
