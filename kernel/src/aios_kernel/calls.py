@@ -39,7 +39,8 @@ class OpenCall:
     phase: Literal["ready", "running"] | None = None
     """Of an LLM call: queued for the model (or swapped out), or on it."""
     usage: Usage = field(default_factory=Usage)
-    generation: Generation | None = None
+    generations: list[Generation] = field(default_factory=list["Generation"])
+    """Of an LLM call: its answers in the making, more than one if it asked for several."""
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
 

@@ -21,7 +21,7 @@ from aios_kernel import errors, syscalls
 from aios_kernel.access import AuditEntry
 from aios_kernel.agents import AgentService
 from aios_kernel.calls import OpenCall, Reply, failed
-from aios_kernel.chat.generation import Generation
+from aios_kernel.chat.generation import Generation, combined, total_usage
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config, home_of
@@ -40,7 +40,6 @@ from aios_kernel.syscalls import (
     KernelTrace,
     LlmChat,
     LlmEmbed,
-    LlmResult,
     Ok,
     Request,
     Result,
@@ -53,6 +52,8 @@ from aios_kernel.trace import Tracer
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 0.5
+_PREPARERS = 4
+"""Threads for templates and grammars: a grammar that takes seconds must not hold up everybody's prompts."""
 
 Handler: TypeAlias = Callable[[OpenCall, Any], Result | Coroutine[Any, Any, Result] | None]
 """Gives the result, a coroutine that will, or None when the call ends elsewhere."""
@@ -75,7 +76,7 @@ class Kernel:
         self._chat = ChatService(model, config)
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
-        self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="aios-prepare")
+        self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
         self._closing = False
@@ -204,7 +205,7 @@ class Kernel:
             prompt_tokens=open_call.usage.prompt_tokens,
             cached_tokens=open_call.usage.cached_tokens,
             completion_tokens=open_call.usage.completion_tokens,
-            diverged_tokens=open_call.generation.diverged if open_call.generation is not None else 0,
+            diverged_tokens=sum(generation.diverged for generation in open_call.generations),
         )
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -212,24 +213,25 @@ class Kernel:
     def _do_chat(self, open_call: OpenCall, call: LlmChat) -> None:
         open_call.queue()
         if self._chat.is_small(call):
-            self._launch(open_call, self._chat.prepare(self.dispatcher.next_id(), call, open_call.program))
+            self._launch(open_call, self._chat.prepare_all(self.dispatcher.next_id, call, open_call.program))
         else:
             open_call.task = self._in_background(self._prepare_and_launch(open_call, call))
 
     async def _prepare_and_launch(self, open_call: OpenCall, call: LlmChat) -> None:
-        number = self.dispatcher.next_id()
+        next_id, program = self.dispatcher.next_id, open_call.program
         try:
-            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare, number, call, open_call.program)
+            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare_all, next_id, call, program)
             self._launch(open_call, await prepared)
         except Exception as error:  # noqa: BLE001 - as in submit
             open_call.fail(_typed(error))
 
-    def _launch(self, open_call: OpenCall, generation: Generation) -> None:
+    def _launch(self, open_call: OpenCall, generations: list[Generation]) -> None:
         if open_call.ended:
             return
-        open_call.generation = generation
-        self._generations[generation.id] = open_call
-        self.dispatcher.submit(generation)
+        open_call.generations = generations
+        for generation in generations:
+            self._generations[generation.id] = open_call
+            self.dispatcher.submit(generation)
 
     def _deliver_soon(self, updates: list[Update]) -> None:
         """Called by the dispatcher's thread: one hop a step, not one a token."""
@@ -261,21 +263,21 @@ class Kernel:
         if update.delta is not None and open_call.call.stream:
             open_call.show(update.delta)
         if update.ended and generation.ended is not None:
-            if isinstance(generation.ended, LlmResult):
-                open_call.finish(generation.ended)
-            else:
+            if isinstance(generation.ended, errors.AiosError):
                 open_call.fail(generation.ended)
+            elif (result := combined(open_call.generations)) is not None:
+                open_call.finish(result)
 
     def _settle(self, open_call: OpenCall) -> None:
         """Take an ended LLM call out of the books; one that ended early is stopped in the engine."""
         open_call.leave()
-        generation = open_call.generation
-        if generation is None:
+        if not open_call.generations:
             return
-        del self._generations[generation.id]
-        open_call.usage = generation.usage()
-        if generation.ended is None:
-            self.dispatcher.cancel(generation, errors.Cancelled("the caller has gone"))
+        open_call.usage = total_usage(open_call.generations)
+        for generation in open_call.generations:
+            del self._generations[generation.id]
+            if generation.ended is None:
+                self.dispatcher.cancel(generation, errors.Cancelled("the caller has gone"))
 
     async def _do_embed(self, open_call: OpenCall, call: LlmEmbed) -> Result:
         return await self._embed.embed(call)

@@ -126,6 +126,23 @@ async def test_chat_streamed(client: AsyncOpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+async def test_several_answers(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="m", messages=user("say a b"), n=3)
+    assert [(choice.index, choice.message.content) for choice in answer.choices] == [(n, "a b") for n in range(3)]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3 * 3
+    alone = await client.chat.completions.create(model="m", messages=user("say a b"))
+    assert alone.usage is not None
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
+    texts, ends = ["", ""], [0, 0]
+    stream = await client.chat.completions.create(model="m", messages=user("say a b c"), n=2, stream=True)
+    async for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            ends[choice.index] += choice.finish_reason == "stop"
+    assert (texts, ends) == (["a b c", "a b c"], [1, 1])
+
+
 async def test_tools(client: AsyncOpenAI) -> None:
     messages = user('call add {"a": 1}\ncall add {"a": 2}')
     message = (await client.chat.completions.create(model="m", messages=messages, tools=[TOOL])).choices[0].message
@@ -185,6 +202,11 @@ async def test_errors_are_openais(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="fix: ") as caught:
         await client.chat.completions.create(model="m", messages=user("word " * 70_000), stream=True)
     assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="prompt_logprobs"):
+        await client.chat.completions.create(model="m", messages=user("x"), extra_body={"prompt_logprobs": 1})
+    body = {"guided_regex": "a", "guided_choice": ["a"]}
+    with pytest.raises(openai.BadRequestError, match="several structures"):
+        await client.chat.completions.create(model="m", messages=user("x"), extra_body=body)
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         await client.responses.create(model="m", input="x", previous_response_id="resp_1")
 

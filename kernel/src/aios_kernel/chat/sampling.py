@@ -6,8 +6,8 @@ import dataclasses
 import secrets
 from typing import Any
 
-from aios_kernel.engine.protocol import SamplingParams
-from aios_kernel.errors import InvalidRequest
+from aios_kernel.engine.protocol import Capabilities, SamplingParams
+from aios_kernel.errors import InvalidRequest, Unsupported
 from aios_kernel.syscalls import Sampling
 
 MOST_TOP_LOGPROBS = 20
@@ -61,15 +61,12 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-def check(sampling: Sampling, vocab: int) -> None:
-    """Refuse what is out of range, by name.
-
-    Args:
-        sampling: as asked for.
-        vocab: tokens that the model knows; 0: not known here.
+def check(sampling: Sampling, engine: Capabilities) -> None:
+    """Refuse what is out of range or not offered, by name.
 
     Raises:
         InvalidRequest: names the field.
+        Unsupported: this engine does not tell that.
     """
     for name, (low, high) in _LIMITS.items():
         value = getattr(sampling, name)
@@ -77,6 +74,14 @@ def check(sampling: Sampling, vocab: int) -> None:
             raise InvalidRequest(f"{name} is {value}; it must be from {low} to {high}", fix=f"change {name}")
     if sampling.top_p is not None and sampling.top_p == 0.0:
         raise InvalidRequest("top_p is 0; it must be above 0", fix="use temperature=0 for greedy decoding")
+    _check_bias(sampling, engine.vocab)
+    if sampling.prompt_logprobs is not None and not engine.prompt_logprobs:
+        raise Unsupported("prompt_logprobs is not supported by this engine", fix="leave prompt_logprobs out")
+    if sampling.n > 1 and sampling.forced is not None:
+        raise InvalidRequest("n is above 1, but the answer is forced", fix="leave n out")
+
+
+def _check_bias(sampling: Sampling, vocab: int) -> None:
     for token, bias in sampling.logit_bias.items():
         if not -100.0 <= bias <= 100.0:
             raise InvalidRequest(
@@ -84,5 +89,3 @@ def check(sampling: Sampling, vocab: int) -> None:
             )
         if token < 0 or (vocab and token >= vocab):
             raise InvalidRequest(f"logit_bias names token {token}; the model has {vocab:,}", fix="change logit_bias")
-    if sampling.n > 1 and sampling.forced is not None:
-        raise InvalidRequest("n is above 1, but the answer is forced", fix="leave n out")

@@ -41,7 +41,7 @@ class ChatService:
         """Resolve a call. Raises InvalidRequest and its kin; thread-safe."""
         codec = self._model.codec
         self._check_model(call.model)
-        check(call.sampling, self._model.engine.capabilities.vocab)
+        check(call.sampling, self._model.engine.capabilities)
         prompt = codec.encode_chat(call)
         order = Order(
             model=self._model.name,
@@ -110,7 +110,9 @@ class ChatService:
                 fix=f"aios serve --kv-tokens {2 * prompt}",
             )
         room = min(window, pool) - prompt
-        return min(room, sampling.max_tokens) if sampling.max_tokens is not None else room
+        if sampling.max_tokens is None or not self._model.engine.capabilities.step_control:
+            return room  # an engine that decides over its own steps counts by itself
+        return min(room, sampling.max_tokens)
 
     def _grammar(self, call: LlmChat) -> Grammar | None:
         if call.sampling.forced is not None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aios_kernel.engine.protocol import TokenScore
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.layout import Chunk, Layout, decode_groups
 from aios_kernel.engine.torch.prefix import BLOCK
+from aios_kernel.engine.torch.sampler import Choice
 
 
 @dataclass(slots=True)
@@ -24,6 +26,10 @@ class Work:
     n_tokens: int
     row: int = 0
     """Packed row of its last token."""
+    choice: Choice | None = None
+    """The token that it emits, once the forward has run."""
+    scores: list[TokenScore] = field(default_factory=list[TokenScore])
+    """Of the prompt's tokens, if they are asked for."""
 
     @property
     def length(self) -> int:
@@ -35,6 +41,14 @@ class Work:
         """Whether its last pending token is computed, so that a token is emitted."""
         return self.length == len(self.context.tokens)
 
+    @property
+    def scored(self) -> int:
+        """How many of its tokens are followed by one of the prompt whose log-probability is asked for."""
+        context = self.context
+        if context.sampling.prompt_logprobs is None:
+            return 0
+        return max(0, min(self.length, context.prompt - 1) - context.computed)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -45,7 +59,9 @@ class Batch:
     layout: Layout
     rows: Tensor
     emitting: list[Work]
-    """The works whose logits are wanted, in the order of `rows`."""
+    """The works that emit a token, in the order of the first of `rows`."""
+    scoring: list[Work]
+    """The works whose prompt is scored; the rest of `rows` is theirs, each work's together."""
 
 
 def pack(works: Sequence[Work], cache: DenseCache, device: torch.device) -> Batch:
@@ -72,12 +88,18 @@ def pack(works: Sequence[Work], cache: DenseCache, device: torch.device) -> Batc
         laid_out.append(Chunk(low, len(ids), context.computed, _tensor(context.table.copy(), device)))
     groups = decode_groups([work.context for work in single], [work.length for work in single], cache, device)
     emitting = [work for work in [*single, *chunks] if work.finishes]
+    scoring = [work for work in [*single, *chunks] if work.scored]
+    rows = [work.row for work in emitting]
+    for work in scoring:
+        first = work.row - work.n_tokens + 1
+        rows += range(first, first + work.scored)
     return Batch(
         ids=torch.tensor(ids, device=device),
         positions=_tensor(np.concatenate(positions), device),
         layout=Layout(_tensor(np.concatenate(slots), device), groups, laid_out),
-        rows=torch.tensor([work.row for work in emitting], dtype=torch.long, device=device),
+        rows=torch.tensor(rows, dtype=torch.long, device=device),
         emitting=emitting,
+        scoring=scoring,
     )
 
 

@@ -71,6 +71,11 @@ class TorchContext:
         return len(self.tokens) - self.computed
 
     @property
+    def wants_prompt(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still due, so that each of them must be computed."""
+        return self.sampling.prompt_logprobs is not None and self.computed < self.prompt
+
+    @property
     def table(self) -> NDArray[np.int64]:
         """Block numbers in the order of the tokens, a view of shape [n_blocks]."""
         return self._table[: self.n_blocks]

@@ -29,9 +29,10 @@ from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.prefix import BLOCK, root_key
+from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
 from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed, cached_length
 from aios_kernel.engine.torch.runner import ModelRunner
-from aios_kernel.engine.torch.sampler import Choice, choose
+from aios_kernel.engine.torch.sampler import choose
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
 from aios_kernel.engine.torch.swap import Swapper
@@ -87,6 +88,8 @@ class TorchEngine:
             kv_tokens=self._pool.size * BLOCK,
             max_batch=max_batch,
             max_step_tokens=max_step_tokens,
+            prompt_logprobs=True,
+            vocab=runner.vocab,
         )
 
     @property
@@ -222,31 +225,35 @@ class TorchEngine:
         try:
             works = [Work(context, reservation.take(context, n_tokens)) for context, n_tokens in entries]
             with torch.inference_mode():
-                choices = self._compute([work for work in works if work.n_tokens])
+                self._compute([work for work in works if work.n_tokens])
         except BaseException:
             self._dense.clear()
             reservation.undo()
             raise
-        return [self._settle(work, choices.get(id(work))) for work in works]
+        return [self._settle(work) for work in works]
 
-    def _compute(self, works: Sequence[Work]) -> dict[int, Choice]:
-        """Run the forward; give the choices of the works that emit, by the work's identity."""
+    def _compute(self, works: Sequence[Work]) -> None:
+        """Run the forward; leave choices and scores with the works."""
         if not works:
-            return {}
+            return
         batch = pack(works, self._dense, self._runner.device)
         logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
-        if not batch.emitting:
-            return {}
-        choices = choose(logits, [work.context for work in batch.emitting])
-        return {id(work): choice for work, choice in zip(batch.emitting, choices, strict=True)}
+        n = len(batch.emitting)
+        if n:
+            for work, choice in zip(
+                batch.emitting, choose(logits[:n], [work.context for work in batch.emitting]), strict=True
+            ):
+                work.choice = choice
+        if batch.scoring:
+            score_prompts(logits[n:], batch.scoring)
 
-    def _settle(self, work: Work, choice: Choice | None) -> StepOutput:
+    def _settle(self, work: Work) -> StepOutput:
         """Make the step's result part of the context."""
-        context = work.context
+        context, choice = work.context, work.choice
         context.computed = work.length
         if choice is None:
             self._publish(context)
-            return StepOutput(context, work.n_tokens)
+            return StepOutput(context, work.n_tokens, prompt=work.scores)
         context.poisoned = context.poisoned or not choice.finite
         self._publish(context)
         if choice.error is not None:
@@ -260,6 +267,7 @@ class TorchEngine:
             margin=choice.margin,
             logprob=choice.logprob,
             top=choice.top,
+            prompt=work.scores,
         )
 
     def _run_alone(self, context: TorchContext, n_tokens: int) -> StepOutput:
@@ -294,7 +302,7 @@ class TorchEngine:
             raise ValueError("a plan names a context twice")
         if any(n_tokens < 1 for _, n_tokens in entries):
             raise ValueError("a plan asks for less than one token of a context")
-        return [(context, min(n_tokens, context.pending)) for context, n_tokens in entries]
+        return [(context, min(n_tokens, context.pending, most_at_once(context))) for context, n_tokens in entries]
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         vocab = self._runner.vocab

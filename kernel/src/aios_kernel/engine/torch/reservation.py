@@ -29,7 +29,7 @@ def attach_cached(pool: BlockPool, context: TorchContext, limit: int, fresh: dic
         fresh: blocks by content key that are being computed in this very step: their keys and values are written
             before anything attends to them, layer by layer.
     """
-    if context.computed % BLOCK:
+    if context.computed % BLOCK or context.wants_prompt:
         return 0
     context.extend_keys()
     start = context.computed
