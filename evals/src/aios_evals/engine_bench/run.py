@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ class Bench:
     notes: list[str] = field(default_factory=lambda: [*_METHOD])
     versions: dict[str, str] = field(default_factory=dict[str, str])
     """Of the engines that ran, by distribution."""
+    _began: float = field(default_factory=time.monotonic, init=False)
 
     def run(self, asked: Asked) -> list[dict[str, Any]]:
         """Measure what was asked for; `{engine, workload, ..., ratio_to_generate}` rows (see `case`, `_rows`)."""
@@ -46,32 +49,37 @@ class Bench:
             with ExitStack() as stack:
                 workers = self._start(stack, setting)
                 for case in setting.cases:
-                    found = self._measure(case, setting, workers)
-                    rows.extend(_rows(case, setting, found))
+                    measured = _rows(case, setting, self._measure(case, setting, workers))
+                    for row in measured:
+                        self._progress(f"  {row['engine']}: {row['tokens_per_cpu_s']:,.0f} tokens per CPU-second")
+                    rows.extend(measured)
         return rows
 
     def _start(self, stack: ExitStack, setting: Setting) -> dict[str, tuple[Engine, Worker]]:
+        """Workers with the model loaded, all started at once: vLLM alone takes longer than the others together."""
+        self._progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {', '.join(setting.engines)} start")
         model = ensure(self.models, setting.model)
         workers: dict[str, tuple[Engine, Worker]] = {}
         for engine in (engine for engine in ENGINES if engine.name in setting.engines):
             command = engine.command(self.peers)
             if command is None:
                 self._note(f"{engine.name} is not installed in {self.peers / str(engine.venv)}: make bench-peers")
-                continue
-            _progress(f"{setting.model} {setting.dtype} {setting.threads} threads: {engine.name} starts")
-            worker = stack.enter_context(Worker(engine.name, command, setting.threads))
+            else:
+                workers[engine.name] = engine, stack.enter_context(Worker(engine.name, command, setting.threads))
+        loading = stack.enter_context(ThreadPoolExecutor(len(ENGINES)))
+        loads = {name: loading.submit(worker.load, model, setting.dtype) for name, (_, worker) in workers.items()}
+        for name, load in loads.items():
             try:
-                self.versions |= worker.load(model, setting.dtype)
+                self.versions |= load.result()
             except WorkerFailed as error:
-                self._note(f"{engine.name} did not start ({setting.model}, {setting.dtype}): {error}")
-                continue
-            workers[engine.name] = (engine, worker)
+                self._note(f"{name} did not start ({setting.model}, {setting.dtype}): {error}")
+                del workers[name]
         return workers
 
     def _measure(
         self, case: Case, setting: Setting, workers: Mapping[str, tuple[Engine, Worker]]
     ) -> dict[str, Measured]:
-        _progress(
+        self._progress(
             f"{setting.model} {setting.dtype} {setting.threads} threads: {case.workload} {case.batch} x {case.length}"
         )
 
@@ -83,13 +91,19 @@ class Bench:
         able = {name: workers[name] for name in setting.cases[case] if name in workers}
         found = measure(case, able, SHAPES[setting.model].vocab_size, failed)
         if setting.dtype == "float32" and ORACLE in found:
-            compare(found, workers[ORACLE][1])
+            try:
+                compare(found, workers[ORACLE][1])
+            except WorkerFailed as error:
+                failed(ORACLE, error)
         return found
+
+    def _progress(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s  {text}", file=sys.stderr, flush=True)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-            _progress(text)
+            self._progress(text)
 
 
 def _rows(case: Case, setting: Setting, found: Mapping[str, Measured]) -> Sequence[dict[str, Any]]:
@@ -113,7 +127,3 @@ def _rows(case: Case, setting: Setting, found: Mapping[str, Measured]) -> Sequen
         }
         for name, one in found.items()
     ]
-
-
-def _progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
