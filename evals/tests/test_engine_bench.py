@@ -127,6 +127,7 @@ def test_agents_share_their_system_prompt_and_nothing_else() -> None:
     assert len({tuple(tokens[256:]) for tokens in turns[0]}) == 16
     assert Case.agents().turns(1000, 2, 1)[0][0][:256] != turns[0][0][:256]  # no prefix cache knows the next round
     assert Case.agents().turns(1000, 1, 2) == [turn[:2] for turn in turns]
+    assert Case.decode(8).turns(1000, 1, 1) != Case.decode(32).turns(1000, 1, 1)  # nor from a smaller case
     assert (Case.agents().length, Case.agents().counted(16)) == (288 + 5 * (32 + 16), 16 * 6 * 16)
 
 

@@ -48,7 +48,11 @@ class Case:
         return {"decode": _NEW, "prefill": 1, "agents": _REPLY}[self.workload]
 
     def turns(self, vocab: int, seed: int, conversations: int) -> list[list[list[int]]]:
-        """New prompt tokens, [turns][conversations][tokens]; the first ones of a larger batch are the same."""
+        """New prompt tokens, [turns][conversations][tokens].
+
+        They differ between cases and seeds, so that no prefix cache knows them from before, and not with the number
+        of conversations that an engine runs.
+        """
         drawn = [self._conversation(vocab, seed, row) for row in range(conversations)]
         return [list(turn) for turn in zip(*drawn, strict=True)]
 
@@ -59,7 +63,7 @@ class Case:
         return self.n_tokens * conversations * (_TURNS if self.workload == "agents" else 1)
 
     def _conversation(self, vocab: int, seed: int, row: int) -> list[list[int]]:
-        chooser = random.Random(f"{self.workload}/{self.length}/{seed}/{row}")
+        chooser = random.Random(f"{self}/{seed}/{row}")
         if self.workload != "agents":
             return [_draw(chooser, self.length, vocab)]
         turns = [_draw(chooser, _USER, vocab) for _ in range(_TURNS)]
