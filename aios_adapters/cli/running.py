@@ -29,19 +29,20 @@ Policy = Annotated[str | None, typer.Option("--policy", help="Scheduling policy:
 
 
 def serve(  # noqa: PLR0913 - a command's options
-    model: Annotated[str | None, typer.Argument(help="`demo`, `fake`, a path or a Hugging Face id.")] = None,
+    model: Annotated[str | None, typer.Argument(help="`demo`, a path, a Hugging Face id or openai:NAME.")] = None,
     http: Annotated[str | None, typer.Option(help="host:port on loopback for the OpenAI-compatible front.")] = None,
     policy: Policy = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model openai:NAME.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     home: Home = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "revision": revision, "home": home,
+        "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
     config = load(flags)
     ours, theirs = os.pipe()
@@ -112,7 +113,7 @@ def _environment(**flags: str | None) -> Generator[None]:
 def _check_model(client: Client, asked: str | None) -> None:
     status = client.call(KernelInfo())
     assert isinstance(status, KernelStatus)
-    if asked is not None and status.model not in {asked, Path(asked).name}:
+    if asked is not None and status.model not in {asked, Path(asked).name, asked.partition(":")[2]}:
         raise InvalidRequest(
             f'the running kernel serves "{status.model}", not "{asked}"',
             fix="aios kill --kernel, then run again; or another data directory: --home DIR",

@@ -19,6 +19,7 @@ from aios_kernel.config import Config, home_of, load_with_origins, socket_of
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import KernelInfo, KernelStatus
 
+_SECRET = {"token", "api_key"}
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 
 
@@ -31,7 +32,7 @@ def _group() -> None:
 def show(json: Json = False) -> None:
     """Every setting, its value and where it comes from (flag > AIOS_* > aios.toml > default)."""
     config, origins = load_with_origins()
-    values = {key: "***" if key == "token" and value else value for key, value in _fields(config).items()}
+    values = {key: "***" if key in _SECRET and value else value for key, value in _fields(config).items()}
     rows = [{"key": key, "value": value, "from": origins[key]} for key, value in values.items()]
     if json:
         show_json(rows)

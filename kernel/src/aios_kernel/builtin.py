@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aios_kernel_engines() -> Mapping[str, EngineFactory]:
-    """The torch engine (any transformers model) and the fake one."""
-    return {"torch": _torch, "fake": _fake}
+    """The torch engine (any transformers model), any OpenAI-compatible server, and the fake engine."""
+    return {"torch": _torch, "openai": _openai, "fake": _fake}
 
 
 @hookimpl
@@ -72,6 +72,12 @@ def _fake(config: Config) -> LoadedModel:
     from aios_kernel.engine.fake import fake_model
 
     return fake_model(kv_tokens=config.kv_tokens or 1 << 20)
+
+
+def _openai(config: Config) -> LoadedModel:
+    from aios_kernel.engine.openai import openai_model
+
+    return openai_model(config.model.partition(":")[2], config.base_url, api_key=config.api_key)
 
 
 def _sqlite(home: Path) -> Storage:

@@ -30,7 +30,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     python: str = ""
     """The interpreter that an auto-started kernel runs in; empty: this one."""
     model: str = "demo"
-    """What to serve: `demo`, `fake`, a path or a Hugging Face id."""
+    """What to serve: `demo`, `fake`, a path, a Hugging Face id, or `openai:NAME` for a model at `base_url`."""
+    base_url: str = ""
+    """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`."""
+    api_key: str = ""
+    """That server's key."""
     revision: str = ""
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}

@@ -22,6 +22,7 @@
     │   └── ToolTimeout
     ├── OutOfMemory            no KV blocks left for this context
     ├── EngineError            the forward pass failed
+    │   └── EngineUnavailable  the model server does not answer, or cannot now
     │   └── SnapshotError      a snapshot that cannot be written, read or continued here
     └── InternalError          a fault of ours; the log has the traceback
 
@@ -209,6 +210,12 @@ class SnapshotError(EngineError):
     """A snapshot cannot be written or read, or is of another engine."""
 
     code = "snapshot"
+
+
+class EngineUnavailable(EngineError):
+    """The model server behind the engine is down, silent or overloaded."""
+
+    code = "engine_unavailable"
 
 
 class InternalError(AiosError):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from aios_kernel.chat.checks import check_chat
 from aios_kernel.chat.detokenizer import Detokenizer, TokenBytes
 from aios_kernel.chat.formats import detect
 from aios_kernel.chat.grammar_compiler import GrammarCompiler
@@ -18,7 +19,6 @@ from aios_kernel.syscalls import LlmChat
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>")
 """Tokens that end a turn in common templates; some models' generation settings forget them."""
-_CHOICES = frozenset({"auto", "none", "required"})
 
 
 class TransformersCodec:
@@ -61,7 +61,7 @@ class TransformersCodec:
 
     def encode_chat(self, call: LlmChat) -> list[int]:
         """See `Codec.encode_chat`."""
-        _check(call)
+        check_chat(call)
         tokens = self.encode(self._template.render(call))
         if not tokens:
             raise InvalidRequest("the prompt is empty", fix="send a message with some content")
@@ -87,44 +87,12 @@ class TransformersCodec:
 
     def grammar(self, call: LlmChat) -> Grammar | None:
         """See `Codec.grammar`."""
-        _check(call)
+        check_chat(call)
         return self._grammars.grammar(call)
 
     def load_grammar(self, dump: str) -> Grammar:
         """See `Codec.load_grammar`."""
         return self._grammars.load(dump)
-
-
-def _check(call: LlmChat) -> None:
-    if not call.messages:
-        raise InvalidRequest("a chat needs at least one message", fix="pass messages=[...]")
-    names = [tool.name for tool in call.tools]
-    if call.tool_choice not in _CHOICES and call.tool_choice not in names:
-        offered = ", ".join(names) or "none"
-        raise InvalidRequest(
-            f'tool_choice names "{call.tool_choice}", but the tools offered are: {offered}',
-            fix="offer that tool, or use tool_choice auto, none or required",
-        )
-    if call.tool_choice == "required" and not names:
-        raise InvalidRequest('tool_choice is "required", but no tools are offered', fix="pass tools=[...]")
-    _check_structure(call)
-
-
-def _check_structure(call: LlmChat) -> None:
-    asked = [name for name, value in structures(call).items() if value]
-    if len(asked) > 1:
-        raise InvalidRequest(f"{' and '.join(asked)} cannot hold the same answer", fix="pass one of them")
-    if asked and asked != ["schema"] and call.tool_choice not in {"auto", "none"}:
-        raise InvalidRequest(
-            f'{asked[0]} asks for text, but tool_choice "{call.tool_choice}" for a call', fix="pass one of them"
-        )
-    if "" in call.choice:
-        raise InvalidRequest("one of the strings in choice is empty", fix="leave it out")
-
-
-def structures(call: LlmChat) -> dict[str, bool]:
-    """What may hold the text of an answer, and whether the call asks for it."""
-    return {"schema": call.schema is not None, "regex": call.regex is not None, "choice": bool(call.choice)}
 
 
 def _template_text(template: Any) -> str:

@@ -92,6 +92,8 @@ class Generation:
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     argmax: list[int] = field(default_factory=list[int])
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    counted: Usage | None = None
+    """Tokens as the engine counted them, if it does."""
     stops: StopFilter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,9 +109,13 @@ class Generation:
         if token in self.codec.end_tokens:
             return self._end("stop")
         logprobs = self._logprob(output)
-        delta = self._show(self.stream.push(token), logprobs)
+        piece = self.stream.push(token)
+        delta = self._show(piece, logprobs)
+        self.counted = piece.usage or self.counted
         if self.stops.hit:
             self._close("stop")
+        elif piece.end is not None:
+            return _joined(delta, self._end(piece.end))
         elif self.generated >= self.order.max_tokens:
             return _joined(delta, self._end("length"))
         return delta
@@ -125,7 +131,9 @@ class Generation:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(prompt_tokens=len(self.order.prompt), cached_tokens=self.cached, completion_tokens=self.generated)
+        return self.counted or Usage(
+            prompt_tokens=len(self.order.prompt), cached_tokens=self.cached, completion_tokens=self.generated
+        )
 
     def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
         if not self.order.logprobs or output.logprob is None or output.token is None:
@@ -189,8 +197,5 @@ def combined(generations: Sequence[Generation]) -> LlmResult | None:
 
 def total_usage(generations: Sequence[Generation]) -> Usage:
     """Tokens of all answers to one prompt, which counts once."""
-    return Usage(
-        prompt_tokens=len(generations[0].order.prompt),
-        cached_tokens=generations[0].cached,
-        completion_tokens=sum(generation.generated for generation in generations),
-    )
+    usages = [generation.usage() for generation in generations]
+    return msgspec.structs.replace(usages[0], completion_tokens=sum(usage.completion_tokens for usage in usages))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aios_kernel.engine.protocol import Engine, Grammar, SamplingParams
-from aios_kernel.syscalls import LlmChat, ToolCall
+from aios_kernel.syscalls import FinishReason, LlmChat, ToolCall, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,10 @@ class TextPiece:
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    end: FinishReason | None = None
+    """Why the answer ends here, from an engine that has its end tokens and its limit elsewhere."""
+    usage: Usage | None = None
+    """The same engine's count, in place of ours."""
 
 
 class TextStream(Protocol):

@@ -29,6 +29,7 @@ from typing import Any
 
 import msgspec
 
+from aios_kernel.chat.checks import check_chat
 from aios_kernel.chat.protocol import LoadedModel, TextPiece
 from aios_kernel.engine.protocol import (
     Capabilities,
@@ -37,7 +38,7 @@ from aios_kernel.engine.protocol import (
     SamplingParams,
     StepOutput,
 )
-from aios_kernel.errors import InvalidRequest, InvalidSchema, SnapshotError, Unsupported
+from aios_kernel.errors import InvalidSchema, SnapshotError, Unsupported
 from aios_kernel.syscalls import LlmChat, Message, ToolCall
 
 _ENDLESS = 1 << 16
@@ -88,8 +89,7 @@ class FakeCodec:
 
     def encode_chat(self, call: LlmChat) -> list[int]:
         """Words of all messages; behind them one token that stands for the reply."""
-        if not call.messages:
-            raise InvalidRequest("a chat needs at least one message")
+        check_chat(call)
         tokens = self._vocabulary.encode("\n".join(f"<{m.role}> {m.content}" for m in call.messages))
         return [*tokens, self._vocabulary.id_of("\x1d" + _CALL.join(self._reply(call)))]
 

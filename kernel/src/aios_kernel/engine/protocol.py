@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from aios_kernel.errors import AiosError
+
 
 class KvExhausted(Exception):
     """The pool has too few free blocks for the call; nothing was changed."""
@@ -161,6 +163,8 @@ class StepOutput:
     """Of the prompt's tokens that this step has computed, when `prompt_logprobs` asks for it; not of the first."""
     error: str | None = None
     """Why this context alone failed (such as NaN logits); it emitted nothing and is to be released."""
+    failure: AiosError | None = None
+    """The same as a typed error, where `error` alone would not tell the caller what to do."""
 
 
 class Snapshot(Protocol):

@@ -18,6 +18,7 @@ _STATUS: Mapping[type[errors.AiosError], int] = {
     errors.Cancelled: 409,
     errors.Busy: 429,
     errors.KernelUnavailable: 503,
+    errors.EngineUnavailable: 503,
     errors.OutOfMemory: 503,
     errors.DeadlineExceeded: 504,
 }
@@ -31,7 +32,7 @@ _CODES: Mapping[type[errors.AiosError], str] = {
 }
 """Codes that clients of OpenAI look for; the others are our own."""
 
-_RETRIED = (errors.Busy, errors.KernelUnavailable)
+_RETRIED = (errors.Busy, errors.KernelUnavailable, errors.EngineUnavailable)
 """What may succeed when it is sent again as it is."""
 
 

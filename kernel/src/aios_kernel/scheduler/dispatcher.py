@@ -338,7 +338,7 @@ class Dispatcher:
             generation.note_prompt(output.prompt)
         self._tell(Computed(generation.id, generation.order.program, output.computed, emitted))
         if output.error is not None:
-            self._fail_all([held], errors.EngineError(output.error, fix="aios doctor"))
+            self._fail_all([held], output.failure or errors.EngineError(output.error, fix="aios doctor"))
         elif emitted:
             self._show(held, output)
 
