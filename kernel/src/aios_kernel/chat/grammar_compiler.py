@@ -28,8 +28,8 @@ _COMPILERS = 2
 _CONTROL = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")
 """JSON text needs none of these bytes; xgrammar lets them into strings of limited length, where JSON forbids them."""
 _JSON, _AMONG_TEXT = '"json_schema"', '"triggered_tags"'
-_XGRAMMAR_PLACE = re.compile(r"^\[[\d:]+\] \S+?:\d+: ")
-"""Time and tag line in front of xgrammar's messages."""
+_XGRAMMAR_PLACE = re.compile(r"^(\[[\d:]+\] \S+?:\d+: )?(Check failed: .*? is false: )?")
+"""Time, source line and condition in front of xgrammar's messages."""
 
 
 class GrammarCompiler:
