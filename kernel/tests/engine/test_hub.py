@@ -1,10 +1,16 @@
-"""Models by their Hugging Face id, from the hub's cache on this machine; nothing here reaches a network."""
+"""Models by their Hugging Face id, from the hub's cache or from a hub on loopback; nothing here reaches a network."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -12,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from aios_kernel.engine._source import locate
 from aios_kernel.engine.load import DEMO, load_model
-from aios_kernel.errors import ConfigError, UnknownModel
+from aios_kernel.errors import ConfigError, UnknownModel, Unsupported
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
@@ -80,3 +86,118 @@ def test_a_download_that_broke_off(cache: Path, monkeypatch: pytest.MonkeyPatch)
     (cache / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="no safetensors weights"):
         load_model("someone/tiny")
+
+
+class Hub:
+    """A hub with one repository, on loopback; it remembers which files were fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fetched: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def _answer(self, *, body: bool) -> None:
+                path = urlsplit(self.path).path
+                names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+                if path == "/api/models/someone/new/revision/main":
+                    return self._send(json.dumps({"id": "someone/new", "sha": COMMIT}).encode(), body)
+                if path == f"/api/models/someone/new/tree/{COMMIT}":
+                    entries = [
+                        {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": _oid(name)}
+                        for name in names
+                    ]
+                    return self._send(json.dumps(entries).encode(), body)
+                name = path.removeprefix(f"/someone/new/resolve/{COMMIT}/")
+                if name in names:
+                    if body:
+                        hub.fetched.append(name)
+                    return self._send((folder / name).read_bytes(), body, name)
+                self.send_response(404)
+                self.send_header("x-error-code", "EntryNotFound" if "resolve" in path else "RepoNotFound")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def _send(self, data: bytes, body: bool, name: str = "") -> None:
+                self.send_response(200)
+                self.send_header("content-length", str(len(data)))
+                self.send_header("x-repo-commit", COMMIT)
+                self.send_header("etag", f'"{_oid(name)}"')
+                self.end_headers()
+                if body:
+                    self.wfile.write(data)
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def _oid(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Hub, Path], None, None]:
+    folder = tmp_path / "repository"
+    shutil.copytree(DEMO, folder)
+    made = Hub(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setenv("NO_PROXY", "*")
+    yield made, folder
+    made.stop()
+
+
+def test_a_model_is_downloaded_once_and_no_more_than_is_needed(hub: tuple[Hub, Path]) -> None:
+    served, folder = hub
+    (folder / "pytorch_model.bin").write_bytes(b"another format")
+    (folder / "consolidated.safetensors").write_bytes(b"the same once more")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    model = load_model("someone/new", device="cpu", kv_tokens=64)
+    assert model.engine.fingerprint == load_model("demo", device="cpu", kv_tokens=64).engine.fingerprint
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(served.fetched)
+    assert not {"pytorch_model.bin", "consolidated.safetensors", "onnx/config.json"} & set(served.fetched)
+    before = list(served.fetched)
+    locate("someone/new", None)
+    assert served.fetched == before
+
+
+def test_what_cannot_be_served_is_not_downloaded(hub: tuple[Hub, Path]) -> None:
+    served, folder = hub
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(Unsupported, match="gptq"):
+        load_model("someone/new")
+    assert "model.safetensors" not in served.fetched
+
+
+def test_a_repository_without_safetensors(hub: tuple[Hub, Path]) -> None:
+    served, folder = hub
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="no safetensors weights"):
+        load_model("someone/new")
+    assert "pytorch_model.bin" not in served.fetched
+
+
+def test_an_id_that_the_hub_does_not_know(hub: tuple[Hub, Path]) -> None:
+    with pytest.raises(UnknownModel, match="nobody/nothing"):
+        load_model("nobody/nothing")
