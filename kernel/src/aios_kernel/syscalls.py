@@ -104,7 +104,7 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
 
 
 class LlmEmbed(_Message, frozen=True, tag="llm.embed"):
-    """Embed texts with the kernel's embedder; the answer is `Embeddings`."""
+    """Embed texts with the kernel's embedder, or with the served model if `model` names it; gives `Embeddings`."""
 
     texts: list[str]
     model: str | None = None

@@ -25,6 +25,7 @@ def main() -> int:
     """Run a kernel until it is told to stop; gives the exit status."""
     options = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
     try:
         config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
         asyncio.run(_serve(config, options))
