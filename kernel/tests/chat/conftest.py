@@ -98,6 +98,11 @@ def make_codec() -> Callable[..., TransformersCodec]:
     return build_codec
 
 
+@pytest.fixture(scope="session")
+def session_tokenizer() -> Callable[..., Any]:
+    return build_tokenizer
+
+
 @pytest.fixture
 def make_tokenizer() -> Callable[..., Any]:
     return build_tokenizer

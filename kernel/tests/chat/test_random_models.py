@@ -153,18 +153,18 @@ class Random:
         self.engine = TorchEngine(LlamaForCausalLM(config).eval(), kv_tokens=96 * MOST_TOKENS)
 
     def answer(self, calls: list[LlmChat], temperature: float = 1.0) -> list[LlmResult | None]:
-        """Answers, None for one that did not end; a closing quote is made likely, for texts of a human length."""
+        """Answers, None for one that did not end; closing quotes and ends are made likely, for a human length."""
         results: list[LlmResult | None] = []
         for low in range(0, len(calls), 64):
             results += self._batch(calls[low : low + 64], temperature, low)
         return results
 
     def _batch(self, calls: list[LlmChat], temperature: float, low: int) -> list[LlmResult | None]:
-        (quote,) = self.codec.encode('"')
+        biases = tuple((token, 4.0) for token in [*self.codec.encode('"'), *self.codec.end_tokens])
         results: list[LlmResult | None] = [None] * len(calls)
         live: dict[int, tuple[Any, Any, list[Any]]] = {}
         for row, call in enumerate(calls):
-            sampling = SamplingParams(temperature=temperature, seed=low + row, logit_bias=((quote, 4.0),))
+            sampling = SamplingParams(temperature=temperature, seed=low + row, logit_bias=biases)
             context = self.engine.open([1], sampling=sampling, grammar=self.codec.grammar(call))
             live[row] = (context, self.codec.stream(call), [])
         for _ in range(MOST_TOKENS):

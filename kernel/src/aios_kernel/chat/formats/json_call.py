@@ -30,6 +30,17 @@ def read_call(text: str, *argument_keys: str) -> ToolCall | None:
     return named_call(name, arguments)
 
 
+def read_calls(text: str, *argument_keys: str) -> list[ToolCall | None]:
+    """The calls of a JSON list of them, None for what is no call; empty if the text is no list."""
+    try:
+        parts = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        values = loads(text)
+        listed = cast("list[Any]", values) if isinstance(values, list) else []
+        return [call_of(value, *argument_keys) for value in listed]
+    return [read_call(_text(part), *argument_keys) for part in parts]
+
+
 def call_of(value: Any, *argument_keys: str) -> ToolCall | None:
     """A tool call from its JSON value; None if it is none."""
     if not isinstance(value, dict):

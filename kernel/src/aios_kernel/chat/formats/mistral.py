@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from aios_kernel.chat.formats.json_call import (
-    call_of,
     json_value,
-    loads,
     named_call,
     one_or_more,
     quoted,
     read_call,
+    read_calls,
     tag,
     text_with,
 )
@@ -119,9 +117,7 @@ def _parse(part: str) -> list[ToolCall]:
     elif (one := read_call(part, "arguments", "parameters")) is not None:
         calls = [one]
     else:
-        values = loads(part)
-        listed = cast("list[Any]", values) if isinstance(values, list) else []
-        calls = [call_of(value, "arguments", "parameters") for value in listed]
+        calls = read_calls(part, "arguments", "parameters")
     return [call for call in calls if call is not None] if all(calls) else []
 
 
