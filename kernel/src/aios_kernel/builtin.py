@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aios_kernel.errors import ConfigError
 from aios_kernel.plugins import (
     EmbedderFactory,
     EngineFactory,
@@ -75,9 +76,12 @@ def _fake(config: Config) -> LoadedModel:
 
 
 def _openai(config: Config) -> LoadedModel:
-    from aios_kernel.engine.openai import openai_model
-
-    return openai_model(config.model.partition(":")[2], config.base_url, api_key=config.api_key)
+    try:
+        from aios_kernel.engine.openai import openai_model
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{config.model} needs {error.name}", fix="pip install 'aios-kernel[openai]'") from error
+    name = config.model.partition(":")[2]
+    return openai_model(name, config.base_url, api_key=config.api_key, slots=config.server_slots)
 
 
 def _sqlite(home: Path) -> Storage:

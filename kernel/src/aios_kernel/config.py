@@ -35,6 +35,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`."""
     api_key: str = ""
     """That server's key."""
+    server_slots: Annotated[int, msgspec.Meta(ge=1)] = 64
+    """Calls that are open at that server at once; the policy decides whose."""
     revision: str = ""
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}

@@ -131,11 +131,15 @@ class Bench:
         self.dispatcher.start()
 
     def start(self, call: LlmChat | None = None) -> Generation:
-        program = Program(id="p", agent="a", principal="me", group="g")
-        call = call or LlmChat(messages=[Message("user", "hello")])
-        (generation,) = self._service.prepare_all(self.dispatcher.next_id, call, program)
-        self.dispatcher.submit(generation)
+        (generation,) = self.start_all(call or LlmChat(messages=[Message("user", "hello")]))
         return generation
+
+    def start_all(self, call: LlmChat) -> list[Generation]:
+        program = Program(id="p", agent="a", principal="me", group="g")
+        generations = self._service.prepare_all(self.dispatcher.next_id, call, program)
+        for generation in generations:
+            self.dispatcher.submit(generation)
+        return generations
 
     def wait(self, generation: Generation, *, shown: bool = False) -> list[Update]:
         """The updates of a generation up to its end, or with `shown` to its first text."""
@@ -213,6 +217,15 @@ def test_the_request_says_what_was_asked_and_nothing_else(server: Server, bench:
     ]
     assert schema["response_format"]["json_schema"]["schema"] == {"type": "array"}
     assert any_object["response_format"] == {"type": "json_object"}
+
+
+def test_several_answers_have_seeds_of_their_own(server: Server, bench: Bench) -> None:
+    for generation in bench.start_all(LlmChat(messages=[Message("user", "hello")], sampling=Sampling(seed=5, n=3))):
+        bench.wait(generation)
+        assert isinstance(generation.ended, LlmResult)
+    assert len({asked["seed"] for asked in server.asked}) == 3
+    assert server.asked[0]["seed"] == 5
+    assert all("n" not in asked for asked in server.asked)
 
 
 def test_an_answer_in_pieces(server: Server, bench: Bench) -> None:

@@ -78,7 +78,7 @@ class OpenAIEngine:
         lora: str | None = None,
         salt: bytes = b"",
     ) -> RemoteContext:
-        """Send the call that the tokens stand for; its own sampling is the server's to obey.
+        """Send the call that the tokens stand for; of `sampling` the seed counts, the rest is in the call.
 
         Raises:
             KvExhausted: all slots are taken.
@@ -96,7 +96,7 @@ class OpenAIEngine:
             context.arrived.append(piece)
             self._news.set()
 
-        context.close = self._server.ask(request_body(tokens.call, self._model), arrive)
+        context.close = self._server.ask(request_body(tokens.call, self._model, sampling.seed), arrive)
         self._live.add(context)
         return context
 

@@ -14,8 +14,11 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "tool_c
 _MODES = frozenset({"auto", "none", "required"})
 
 
-def request_body(call: LlmChat, model: str) -> dict[str, Any]:
-    """The JSON object that asks `model` for a streamed answer; what the call leaves open is left to the server."""
+def request_body(call: LlmChat, model: str, seed: int) -> dict[str, Any]:
+    """The JSON object that asks `model` for one streamed answer; what the call leaves open is left to the server.
+
+    `seed` takes the place of the call's, if it has one: several answers to one call must not be the same.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in call.messages],
@@ -29,7 +32,7 @@ def request_body(call: LlmChat, model: str) -> dict[str, Any]:
             body["parallel_tool_calls"] = False
     if call.schema is not None:
         body["response_format"] = _format(call.schema)
-    return body | _sampling(call.sampling)
+    return body | _sampling(call.sampling, seed)
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -59,12 +62,12 @@ def _format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: Sampling, seed: int) -> dict[str, Any]:
     """What is set, in OpenAI's names and, behind them, those of common servers' extensions."""
     values = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": sampling.seed,
+        "seed": None if sampling.seed is None else seed,
         "stop": sampling.stop or None,
         "max_tokens": sampling.max_tokens,
         "presence_penalty": sampling.presence_penalty,
