@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aios_kernel.chat.checks import check_chat
 from aios_kernel.chat.protocol import TextPiece
-from aios_kernel.engine.openai.tokens import Piece, Prompt
+from aios_kernel.engine.openai.tokens import WINDOW, Piece, Prompt
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.errors import Unsupported
 from aios_kernel.syscalls import LlmChat
@@ -15,11 +15,9 @@ from aios_kernel.syscalls import LlmChat
 class RemoteCodec:
     """See `aios_kernel.chat.protocol.Codec`; template, tokenizer and grammars are the server's."""
 
+    window = WINDOW
     end_tokens: frozenset[int] = frozenset()
     defaults = SamplingParams()
-
-    def __init__(self, window: int) -> None:
-        self.window = window
 
     def encode_chat(self, call: LlmChat) -> list[int]:
         """The call itself. Raises InvalidRequest, or Unsupported for what cannot be asked of such a server."""

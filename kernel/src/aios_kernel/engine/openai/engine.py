@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from aios_kernel.engine.openai.server import ModelServer
-from aios_kernel.engine.openai.tokens import Piece, Prompt
+from aios_kernel.engine.openai.tokens import WINDOW, Piece, Prompt
 from aios_kernel.engine.openai.wire import request_body
 from aios_kernel.engine.protocol import Capabilities, Grammar, KvExhausted, SamplingParams, Snapshot, StepOutput
 from aios_kernel.errors import AiosError, Unsupported
 
 _WAIT_S = 0.01
 """How long a step waits for something to arrive: orders to the dispatcher wait as long."""
-WINDOW = 1 << 20
-"""Tokens of a sequence, where the server does not tell its limit: it refuses what is too long for it by itself."""
 
 
 class RemoteContext:
@@ -55,19 +53,18 @@ class OpenAIEngine:
         server: where the model is.
         model: its name there.
         slots: calls that are open at once.
-        window: longest sequence in tokens.
     """
 
     name = "openai"
 
-    def __init__(self, server: ModelServer, model: str, *, slots: int, window: int = WINDOW) -> None:
+    def __init__(self, server: ModelServer, model: str, *, slots: int) -> None:
         self.fingerprint = f"openai:{server.url}:{model}"
         self._server = server
         self._model = model
         self._live: set[RemoteContext] = set()
         self._news = threading.Event()
         # There is no pool to fill: every slot has room for a whole sequence.
-        self.capabilities = Capabilities(kv_tokens=slots * window, max_batch=slots, max_step_tokens=slots * window)
+        self.capabilities = Capabilities(kv_tokens=slots * WINDOW, max_batch=slots, max_step_tokens=slots * WINDOW)
 
     def open(
         self,

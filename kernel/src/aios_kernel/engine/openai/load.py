@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.engine.openai.codec import RemoteCodec
-from aios_kernel.engine.openai.engine import WINDOW, OpenAIEngine
+from aios_kernel.engine.openai.engine import OpenAIEngine
 from aios_kernel.engine.openai.server import ModelServer, Patience
 from aios_kernel.errors import ConfigError, UnknownModel
 
@@ -36,26 +35,19 @@ def openai_model(
         raise ConfigError(f'base_url is "{base_url}"', fix="aios serve openai:NAME --base-url http://127.0.0.1:8000/v1")
     server = ModelServer(base_url, api_key, patience)
     try:
-        offered = {str(entry.get("id")): entry for entry in server.models()}
+        offered = sorted({str(entry.get("id")) for entry in server.models()})
         name = name or _only(offered, server.url)
     except BaseException:
         server.close()
         raise
     if offered and name not in offered:
-        _log.warning("%s does not list the model %s; it lists %s", server.url, name, ", ".join(sorted(offered)[:10]))
-    window = _window(offered.get(name, {}))
-    return LoadedModel(name, OpenAIEngine(server, name, slots=slots, window=window), RemoteCodec(window))
+        _log.warning("%s does not list the model %s; it lists %s", server.url, name, ", ".join(offered[:10]))
+    return LoadedModel(name, OpenAIEngine(server, name, slots=slots), RemoteCodec())
 
 
-def _only(offered: dict[str, dict[str, Any]], url: str) -> str:
+def _only(offered: list[str], url: str) -> str:
     if len(offered) != 1:
         raise UnknownModel(
-            f"{url} offers {', '.join(sorted(offered)) or 'no list of models'}", fix="name one: aios serve openai:NAME"
+            f"{url} offers {', '.join(offered) or 'no list of models'}", fix="name one: aios serve openai:NAME"
         )
-    return next(iter(offered))
-
-
-def _window(entry: dict[str, Any]) -> int:
-    """The longest sequence, where the server's list tells it (vLLM does)."""
-    told = entry.get("max_model_len")
-    return told if isinstance(told, int) and told > 0 else WINDOW
+    return offered[0]

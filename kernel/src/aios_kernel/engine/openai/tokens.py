@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from aios_kernel.syscalls import FinishReason, LlmChat, ToolCall, Usage
 
+WINDOW = 1 << 20
+"""Tokens of the longest sequence, by our estimate: the server itself refuses what is too long for its model."""
 _CHARACTERS_A_TOKEN = 4
 """A rule of thumb: the server alone knows."""
 
