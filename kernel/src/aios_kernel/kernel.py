@@ -98,7 +98,8 @@ class Kernel:
         """The kernel in one line."""
         caps = self.model.engine.capabilities
         where = f", {self.http_url}" if self.http_url else ""
-        return f"model {self.model.name}, policy {self.dispatcher.policy.name}, KV {caps.kv_tokens:,} tokens{where}"
+        room = f"KV {caps.kv_tokens:,} tokens" if caps.step_control else f"{caps.max_batch} calls at once"
+        return f"model {self.model.name}, policy {self.dispatcher.policy.name}, {room}{where}"
 
     async def close(self) -> None:
         """Cancel what is open and free everything; durable data is safe."""
