@@ -50,11 +50,12 @@ class Run:
         self.dispatcher = Dispatcher(model, policy, self._deliver, space)
 
     def ask(self, call: LlmChat, program: str = "p") -> Generation:
-        generation = self._service.prepare(
-            self.dispatcher.next_id(), call, Program(id=program, agent="a", principal="me", group="g")
-        )
+        generation = self._service.prepare(self.dispatcher.next_id(), call, self.program(program))
         self.dispatcher.submit(generation)
         return generation
+
+    def program(self, name: str) -> Program:
+        return Program(id=name, agent="a", principal="me", group="g")
 
     def wait(self, asked: list[Generation]) -> list[Any]:
         with self._changed:
