@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from transformers.utils import logging
 
 _PAGE = 32
-_POOL_TOKENS = 49_152
+_POOL_TOKENS = 24_576
 _STEP_TOKENS = 2048
 
 
