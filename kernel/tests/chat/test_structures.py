@@ -166,6 +166,8 @@ def test_a_token_that_takes_too_long_ends_its_own_answer(codecs: Any, monkeypatc
     grammar = codecs().grammar(LlmChat(messages=[USER], regex="((a|b)*(c|d)*)*e"))
     monkeypatch.setattr(grammar_module, "_MOST_S", -1.0)
     token = codecs().encode("a")[0]
+    for _ in range(3):  # a busy machine may be the cause
+        grammar.accept(token)
     with pytest.raises(RuntimeError, match="ambiguous"):
         grammar.accept(token)
 

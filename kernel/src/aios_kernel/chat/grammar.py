@@ -12,7 +12,9 @@ import torch
 from aios_kernel.engine.protocol import Grammar
 
 _MOST_S = 0.2
-"""CPU time of one token; an ambiguous grammar can take ever more, and every context of the step would wait."""
+_MOST_SLOW = 3
+"""Time of one token, and how many in turn may take longer: one may be slow because the machine is busy, but an
+ambiguous grammar takes ever more, and every context of the step would wait."""
 
 
 class Dump(msgspec.Struct, frozen=True):
@@ -37,21 +39,30 @@ class MatcherGrammar:
         self._ends = ends
         self._tag = tag
         self._tokens = list(tokens)
+        self._slow = 0
 
     def fill_mask(self, mask: Any, row: int) -> None:
         """Write the allowed tokens: end tokens only, once one was taken. Raises RuntimeError if that takes too long."""
         if self._matcher.is_terminated():
             mask[row] = self._ends[0]
         else:
-            _timed(self._matcher.fill_next_token_bitmask, mask, row)
+            self._timed(self._matcher.fill_next_token_bitmask, mask, row)
 
     def accept(self, token: int) -> None:
         """Advance. Raises ValueError for a token that is not allowed, RuntimeError if it takes too long."""
         if self._matcher.is_terminated():
             return
-        if not _timed(self._matcher.accept_token, token):
+        if not self._timed(self._matcher.accept_token, token):
             raise ValueError("it is not allowed here")
         self._tokens.append(token)
+
+    def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = work(*arguments)
+        self._slow = self._slow + 1 if time.perf_counter() - began > _MOST_S else 0
+        if self._slow > _MOST_SLOW:
+            raise RuntimeError(f"it is ambiguous: token after token takes over {_MOST_S:g} s; avoid nested repeats")
+        return result
 
     def finished(self) -> bool:
         """Whether nothing but an end token may follow."""
@@ -70,13 +81,3 @@ class MatcherGrammar:
     def dump(self) -> str:
         """See `Grammar.dump`; `GrammarCompiler.load` reads it."""
         return msgspec.json.encode(Dump(self._tag, self._tokens)).decode()
-
-
-def _timed(work: Callable[..., Any], *arguments: Any) -> Any:
-    began = time.thread_time()
-    result = work(*arguments)
-    if time.thread_time() - began > _MOST_S:
-        raise RuntimeError(
-            f"it is so ambiguous that one token took over {_MOST_S:g} s; write it without nested repeats"
-        )
-    return result

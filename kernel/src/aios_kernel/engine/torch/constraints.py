@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aios_kernel.engine.protocol import Grammar
@@ -37,14 +40,32 @@ def accept_first_choices(contexts: Sequence[TorchContext], picks: Sequence[Pick]
     return rows
 
 
-def mask(logits: Tensor, rows: Sequence[int], contexts: Sequence[TorchContext], picks: Sequence[Pick]) -> None:
-    """Set the logits that the grammars of these rows do not allow to minus infinity, in place."""
+def mask(logits: Tensor, contexts: Sequence[TorchContext], picks: Sequence[Pick]) -> None:
+    """Set the logits that the grammars do not allow to minus infinity, in place.
+
+    Args:
+        logits: float32 and finite, [contexts, vocab].
+        contexts: one a row, each with a grammar.
+        picks: one a row.
+    """
+    bits = torch.full((logits.shape[0], -(-logits.shape[1] // 32)), -1, dtype=torch.int32)
+    for row, (context, pick) in enumerate(zip(contexts, picks, strict=True)):
+        _fill(context.grammar, bits, row, pick)
+    if logits.device.type == "cpu":
+        # A table look-up for eight tokens at once; xgrammar's own loop takes up to forty times as long.
+        barred = np.take(_barred(), bits.numpy().view(np.uint8), axis=0).reshape(len(bits), -1)
+        logits.add_(torch.from_numpy(barred)[:, : logits.shape[1]])
+        return
     import xgrammar
 
-    bits = torch.full((logits.shape[0], -(-logits.shape[1] // 32)), -1, dtype=torch.int32)
-    for row in rows:
-        _fill(contexts[row].grammar, bits, row, picks[row])
-    xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device), vocab_size=logits.shape[1], indices=list(rows))
+    xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device), vocab_size=logits.shape[1])
+
+
+@functools.cache
+def _barred() -> NDArray[np.float32]:
+    """What a byte of the mask adds to the logits of its eight tokens, float32, [256, 8]."""
+    allowed = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.where(allowed == 1, np.float32(0.0), np.float32("-inf"))
 
 
 def advance(contexts: Sequence[TorchContext], picks: Sequence[Pick]) -> None:

@@ -87,14 +87,26 @@ def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Se
         _choose_again(logits, choices, _NOT_FINITE)
     masked = accept_first_choices(contexts, choices)
     if masked:
-        mask(logits, masked, contexts, choices)
-        _choose_again(logits[masked], [choices[row] for row in masked], "the grammar allows no token")
+        _constrain(logits, masked, contexts, choices)
     _tell_margins(logits, contexts, choices)
     _sample(logits, contexts, choices)
     _force(contexts, choices)
     advance(contexts, choices)
     if logprobs is not None:
         _report(logprobs, [contexts[row] for row in reporting], [choices[row] for row in reporting])
+
+
+def _constrain(
+    logits: Tensor, rows: Sequence[int], contexts: Sequence[TorchContext], choices: Sequence[Choice]
+) -> None:
+    """Choose among what the grammars of these rows allow."""
+    whole = len(rows) == len(contexts)
+    some = logits if whole else logits[rows]
+    picks = [choices[row] for row in rows]
+    mask(some, [contexts[row] for row in rows], picks)
+    if not whole:
+        logits[rows] = some
+    _choose_again(some, picks, "the grammar allows no token")
 
 
 def _choose_again(logits: Tensor, choices: Sequence[Choice], otherwise: str) -> None:
