@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from aios_kernel.engine._source import locate
 from aios_kernel.engine.load import DEMO, load_model
@@ -179,6 +179,17 @@ def test_a_model_is_downloaded_once_and_no_more_than_is_needed(hub: tuple[Hub, P
     before = list(served.fetched)
     locate("someone/new", None)
     assert served.fetched == before
+
+
+def test_a_sharded_model_is_downloaded_whole(hub: tuple[Hub, Path]) -> None:
+    served, folder = hub
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="2MB")
+    shards = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    locate("someone/new", None)
+    assert {name for name in served.fetched if name.endswith(".safetensors")} == shards
 
 
 def test_what_cannot_be_served_is_not_downloaded(hub: tuple[Hub, Path]) -> None:
