@@ -406,4 +406,7 @@ def test_loading_what_is_not_there(server: Server) -> None:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(errors.EngineUnavailable, match="no model server"):
             openai_model("one", f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
+        unused.listen()  # from here on it accepts and says nothing
+        with pytest.raises(errors.EngineUnavailable, match="silent"):
+            openai_model("one", f"http://127.0.0.1:{unused.getsockname()[1]}/v1", patience=IMPATIENT)
     assert not any(thread.name == "aios-openai" for thread in threading.enumerate())

@@ -19,6 +19,8 @@ from aios_kernel.engine.openai.wire import ReplyReader
 Arrive: TypeAlias = Callable[[Piece | errors.AiosError], None]
 """Takes pieces as they come, the last of them with an `end`, or an error; called on the loop's thread."""
 
+_LIST_S = 20.0
+"""A list of models needs no thinking: who starts a kernel is not to wait longer for it."""
 _LONGEST_ERROR_BYTES = 64 * 1024
 
 
@@ -42,6 +44,7 @@ class ModelServer:
     def __init__(self, base_url: str, api_key: str = "", patience: Patience | None = None) -> None:
         self.url = base_url.rstrip("/")
         patience = patience or Patience()
+        self._list_timeout_s = min(_LIST_S, patience.silence_s)
         timeout = httpx.Timeout(patience.silence_s, connect=patience.connect_s, pool=None)
         self._client = httpx.AsyncClient(
             base_url=self.url + "/",
@@ -76,7 +79,7 @@ class ModelServer:
 
     async def _models(self) -> list[dict[str, Any]]:
         try:
-            response = await self._client.get("models")
+            response = await self._client.get("models", timeout=self._list_timeout_s)
         except Exception as error:
             raise broken(error, self.url) from error
         if response.status_code in {404, 405, 501}:
