@@ -44,6 +44,14 @@ def test_the_latest_turn_counts_and_old_conversations_are_forgotten() -> None:
     assert book.divergence("p", turn("19", "x"), [7]) == 1
 
 
+def test_of_several_answers_the_one_that_was_taken_counts() -> None:
+    book = Conversations()
+    for answer in ([1, 2, 3, 4], [1, 2, 5, 6, 7], [1, 2, 8]):
+        book.note("p", turn("a"), answer)
+    assert book.divergence("p", turn("a", "b"), [1, 2, 5, 6, 7, 9]) == 0
+    assert book.divergence("p", turn("a", "b"), [1, 2, 5, 9]) == 1
+
+
 @given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), min_size=1, max_size=30))
 def test_what_diverges_is_what_is_behind_the_common_beginning(earlier: list[int], prompt: list[int]) -> None:
     book = Conversations()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 _CONVERSATIONS = 8
-"""Remembered of each program."""
+"""Remembered of each program..."""
+_ANSWERS = 8
+"""...and of each of these so many answers, of which the next turn contains one."""
 
 
 class Conversations:
@@ -18,18 +20,19 @@ class Conversations:
     Conversations are told apart by `chat.history.history_keys`. A call whose messages begin with all those of an
     earlier one is its next turn. Its prompt should begin with the tokens that the earlier one computed; where it does
     not, because the template renders history in another way or because the answer's text becomes other tokens, KV was
-    computed in vain: the divergence, in tokens.
+    computed in vain: the divergence, in tokens. Of several answers to the same messages the nearest one counts.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, OrderedDict[bytes, NDArray[np.int32]]] = {}
+        self._known: dict[str, OrderedDict[bytes, deque[NDArray[np.int32]]]] = {}
 
     def note(self, program: str, history: Sequence[bytes], computed: Sequence[int]) -> None:
         """Remember what a call has computed."""
         if not history:
             return
         known = self._known.setdefault(program, OrderedDict())
-        known[history[-1]] = np.asarray(computed, dtype=np.int32)
+        answers = known.setdefault(history[-1], deque(maxlen=_ANSWERS))
+        answers.append(np.asarray(computed, dtype=np.int32))
         known.move_to_end(history[-1])
         while len(known) > _CONVERSATIONS:
             known.popitem(last=False)
@@ -38,9 +41,9 @@ class Conversations:
         """Computed tokens of the turn before that a prompt does not match; 0 for a new conversation."""
         known = self._known.get(program)
         for key in reversed(history[:-1]) if known else ():
-            earlier = known.get(key) if known else None
-            if earlier is not None:
-                return len(earlier) - _common(earlier, prompt)
+            answers = known.get(key) if known else None
+            if answers:
+                return min(len(earlier) - _common(earlier, prompt) for earlier in answers)
         return 0
 
     def forget(self, program: str) -> None:

@@ -51,9 +51,10 @@ class ContextManager:
         context = self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
         held.context = context
         held.generation.cached = context.cached
-        diverged = self._conversations.divergence(order.program, order.history, order.prompt)
-        held.generation.diverged = diverged
-        self.tokens_diverged += diverged
+        if held.generation.index == 0:  # once for all answers to one prompt
+            diverged = self._conversations.divergence(order.program, order.history, order.prompt)
+            held.generation.diverged = diverged
+            self.tokens_diverged += diverged
         return True
 
     def swap_out(self, held: Held) -> None:
