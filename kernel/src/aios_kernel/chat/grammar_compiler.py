@@ -77,17 +77,17 @@ class GrammarCompiler:
 
     def _form(self, call: LlmChat) -> Structure | None:
         named = call.tool_choice not in {"auto", "none", "required"}
-        tools = [tool for tool in call.tools if not named or tool.name == call.tool_choice]
-        tools = [_narrowed(tool) for tool in tools]
-        many = call.parallel_tool_calls and not named
-        if named or call.tool_choice == "required":
-            return self._format.calls(tools, many=many)
-        text = _text_form(call)
-        if not tools or call.tool_choice == "none":
+        must = named or call.tool_choice == "required"
+        offered = [] if call.tool_choice == "none" else call.tools
+        text = None if must else _text_form(call)
+        if not offered or (not must and text is None and self._format.native):
             return text
-        if text is not None:
-            return {"type": "or", "elements": [text, self._format.calls(tools, many=many)]}
-        return None if self._format.native else self._format.among_text(tools, many=many)
+        tools = [_narrowed(tool) for tool in offered if not named or tool.name == call.tool_choice]
+        many = call.parallel_tool_calls and not named
+        if not must and text is None:
+            return self._format.among_text(tools, many=many)
+        calls = self._format.calls(tools, many=many)
+        return calls if text is None else {"type": "or", "elements": [text, calls]}
 
     def _made(self, tag: str) -> MatcherGrammar:
         compiled = self._cache.get(tag)
