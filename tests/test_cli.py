@@ -151,6 +151,14 @@ def test_config_says_where_values_come_from(shell: Shell, tmp_path: Path, monkey
     assert 'did you mean "policy"' in shell("config", "show", status=1)
 
 
+def test_config_shows_no_secrets(shell: Shell) -> None:
+    shell.environment |= {"AIOS_TOKEN": "hush-1", "AIOS_API_KEY": "hush-2"}
+    shown = shell("config", "show", "--json") + shell("config", "show")
+    assert "hush" not in shown
+    values = {row["key"]: row["value"] for row in json.loads(shell("config", "show", "--json"))}
+    assert (values["token"], values["api_key"]) == ("***", "***")
+
+
 def test_plugins_and_doctor(shell: Shell) -> None:
     rows = json.loads(shell("plugins", "--json"))
     assert {"langchain", "autogen", "llamaindex", "openai"} <= {row["adapter"] for row in rows}
