@@ -106,7 +106,7 @@ def _constrain(
     mask(some, [contexts[row] for row in rows], picks)
     if not whole:
         logits[rows] = some
-    _choose_again(some, picks, "the grammar allows no token")
+    _choose_again(some, picks, "the grammar allows no token here: no answer satisfies the schema, expression or choice")
 
 
 def _choose_again(logits: Tensor, choices: Sequence[Choice], otherwise: str) -> None:
