@@ -18,7 +18,7 @@ import typer
 
 from aios_adapters import _kernel
 from aios_adapters.cli.looking import OWN_NAME, show_table, visible
-from aios_kernel.client import Client, connect, kernel_command, kernel_input
+from aios_kernel.client import Client, connect, kernel_command, kernel_environment, kernel_input
 from aios_kernel.config import Config, load, socket_of
 from aios_kernel.errors import InvalidRequest, from_code
 from aios_kernel.syscalls import Failed, KernelInfo, KernelPs, KernelStatus, Programs
@@ -36,18 +36,21 @@ def serve(  # noqa: PLR0913 - a command's options
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model openai:NAME.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the model at the start: less overhead in each step.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     home: Home = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "base_url": base_url, "revision": revision, "home": home,
+        "compile": compile, "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
     config = load(flags)
     ours, theirs = os.pipe()
     command = [*kernel_command(config, forever=True), "--report-fd", str(theirs)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,))
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,), env=kernel_environment())
     os.close(theirs)
     assert process.stdin is not None
     with process.stdin:

@@ -66,6 +66,7 @@ def _torch(config: Config) -> LoadedModel:
         kv_tokens=config.kv_tokens or None,
         threads=config.threads or None,
         revision=config.revision or None,
+        compile=config.compile,
     )
 
 

@@ -49,6 +49,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Size of the KV pool in tokens; 0: from free memory."""
     threads: _Count = 0
     """Threads of the engine; 0: the library's choice."""
+    compile: bool = False
+    """Compile the model at the start: a minute at first, some seconds later; then each step has less overhead."""
     policy: str = "fifo"
     policy_options: dict[str, float | int | str | bool] = {}
     kv_host_bytes: _Count = 0

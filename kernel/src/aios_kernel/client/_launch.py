@@ -46,6 +46,14 @@ def kernel_command(config: Config, *, forever: bool) -> list[str]:
     return [python, "-m", "aios_kernel.server", *([] if forever else ["--leave-with-last-client"])]
 
 
+def kernel_environment() -> dict[str, str]:
+    """The environment of a kernel process: ours, with large pages for what it allocates, unless that is set already.
+
+    Weights and KV are read from end to end in every step; with pages of 2 MiB that is up to a tenth faster.
+    """
+    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
+
+
 def kernel_input(config: Config) -> bytes:
     """The configuration as the kernel process reads it: standard input, since arguments are public."""
     return msgspec.json.encode(config)
@@ -150,6 +158,7 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
                 pass_fds=(theirs,),
                 start_new_session=True,  # ctrl-C is for the agent, not for the kernel it shares
                 cwd="/",
+                env=kernel_environment(),
             )
     except OSError as error:
         os.close(ours)

@@ -34,6 +34,7 @@ def load_model(
     kv_tokens: int | None = None,
     threads: int | None = None,
     revision: str | None = None,
+    compile: bool = False,
 ) -> LoadedModel:
     """Load a model and make it ready to serve.
 
@@ -45,6 +46,7 @@ def load_model(
         kv_tokens: size of the KV pool in tokens; None takes what the free memory allows.
         threads: CPU threads of torch, for the whole process; None leaves them.
         revision: of a Hugging Face id: a branch, a tag or a commit.
+        compile: fuse the model's small operations at the start, see `ModelRunner.compile`.
 
     Raises:
         UnknownModel: there is no such folder or id, or it cannot be downloaded.
@@ -66,7 +68,7 @@ def load_model(
         config = _config(source)
         model = _weights(source, config, target, _dtype(dtype, config, target))
     tokenizer = _tokenizer(source)
-    engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens)
+    engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens, compile=compile)
     codec = TransformersCodec(
         tokenizer, model.generation_config, window=_window(config.get_text_config(), tokenizer), width=engine.vocab
     )

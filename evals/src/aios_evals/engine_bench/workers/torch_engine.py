@@ -59,4 +59,4 @@ def load(model: str, dtype: str, threads: int) -> TorchPeer:
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     weights = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True)
-    return TorchPeer(TorchEngine(weights))
+    return TorchPeer(TorchEngine(weights, compile=True))

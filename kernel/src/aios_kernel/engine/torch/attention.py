@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ _UNKNOWN = ("s_aux", "position_bias", "head_mask")
 """Arguments of some models (attention sinks, learned biases) that would change the result and are not served."""
 
 
+Forward = tuple[Layout, KvMemory]
+"""What the attention of one forward works on."""
+
+_running: dict[int, Forward] = {}
+"""The forwards of compiled models while they run: a compiled graph carries tensors and numbers, no objects."""
+
+
 class UnsupportedAttention(Exception):
     """The model asks its attention for something that the paged function does not compute."""
 
@@ -34,6 +42,16 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
+@contextmanager
+def running(forward: Forward, number: int) -> Generator[int]:
+    """Let a compiled model find its forward under a number that no other model uses."""
+    _running[number] = forward
+    try:
+        yield number
+    finally:
+        del _running[number]
+
+
 def paged_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
@@ -45,39 +63,63 @@ def paged_attention(
         key: [1, kv_heads, rows, dim], as `value`.
         value: see `key`.
         attention_mask: always None; the layout says who sees what.
-        options: what the model and the runner pass on: `aios_layout`, `aios_memory`, `scaling`, `sliding_window`,
-            `softcap`, and some that do not matter here.
+        options: what the model and the runner pass on: `aios_forward`, `scaling`, `sliding_window`, `softcap`, and some
+            that do not matter here.
 
     Returns:
         The attended values, [1, rows, heads, dim], and no weights.
     """
-    layout: Layout | None = options.get("aios_layout")
-    memory: KvMemory | None = options.get("aios_memory")
-    if layout is None or memory is None:
+    forward: Forward | int | None = options.get("aios_forward")
+    if forward is None:
         raise UnsupportedAttention(f"{type(module).__name__} does not hand its arguments on to its attention")
     for name in _UNKNOWN:
         if options.get(name) is not None:
             raise UnsupportedAttention(f"{type(module).__name__} passes `{name}` to its attention")
     layer = int(getattr(module, "layer_idx"))  # noqa: B009 - nn.Module types its attributes as Tensor | Module
-    memory.put(layer, layout.slots, key, value)
-    attend = _Attend(
-        memory,
-        layer,
-        scale=options.get("scaling") or query.shape[-1] ** -0.5,
-        window=options.get("sliding_window"),
-        softcap=options.get("softcap"),
-    )
+    scale: float = options.get("scaling") or query.shape[-1] ** -0.5
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    if isinstance(forward, int):
+        return opaque_attention(query, key, value, forward, layer, scale, window, softcap), None
+    layout, memory = forward
+    return _attend(query, key, value, layout, _Attend(memory, layer, scale, window, softcap)), None
+
+
+@torch.library.custom_op("aios::paged_attention", mutates_args=())
+def opaque_attention(  # noqa: PLR0913 - an operation takes tensors and numbers only
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    forward: int,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`paged_attention` as one operation that a compiled model calls without looking inside.
+
+    The KV pool that it writes is no argument, so that nothing copies it. The order of the layers is kept because each
+    needs the result of the one before.
+    """
+    layout, memory = _running[forward]
+    return _attend(query, key, value, layout, _Attend(memory, layer, scale, window, softcap))
+
+
+@opaque_attention.register_fake
+def _shape_of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, attend: _Attend) -> Tensor:
+    attend.memory.put(attend.layer, layout.slots, key, value)
     parts = [attend.group(query, key, value, group) for group in layout.groups]
     parts += [attend.chunk(query, key, value, chunk) for chunk in layout.chunks]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
 
 class _Attend:
     """One layer's attention with its options."""
 
-    def __init__(
-        self, memory: KvMemory, layer: int, *, scale: float, window: int | None, softcap: float | None
-    ) -> None:
+    def __init__(self, memory: KvMemory, layer: int, scale: float, window: int | None, softcap: float | None) -> None:
         self.memory = memory
         self.layer = layer
         self.scale = scale

@@ -38,6 +38,11 @@ class DenseKv:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._next: list[int] = []
 
+    @property
+    def used(self) -> int:
+        """Tokens of the longest row, the step's own included: what lies behind is padding that nobody reads."""
+        return max(self._next) - 1
+
     def serves(self, lengths: Sequence[int]) -> bool:
         """Whether the contexts have grown by one token each since the last step, and still fit."""
         return max(lengths) <= self.slots and list(lengths) == self._next
@@ -47,7 +52,7 @@ class DenseKv:
         self._next = [length + 1 for length in lengths]
 
     def update(self, memory: KvMemory, layer: int, at: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add each row's new token, which the pool holds already; give keys and values [rows, heads, slots, dim]."""
+        """Add each row's new token, which the pool holds already; give keys and values [rows, heads, used, dim]."""
         if layer in self._layers:
             keys, values = self._layers[layer]
             keys.index_copy_(0, at, key.transpose(0, 1))
@@ -56,8 +61,8 @@ class DenseKv:
             keys, values = self._layers[layer] = memory.copy_out(layer, self._blocks)
         rows = len(self.contexts)
         return (
-            keys.view(rows, self.slots, *keys.shape[1:]).transpose(1, 2),
-            values.view(rows, self.slots, *values.shape[1:]).transpose(1, 2),
+            keys.view(rows, self.slots, *keys.shape[1:])[:, : self.used].transpose(1, 2),
+            values.view(rows, self.slots, *values.shape[1:])[:, : self.used].transpose(1, 2),
         )
 
 

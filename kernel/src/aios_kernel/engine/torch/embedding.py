@@ -89,8 +89,7 @@ class TextEmbedder:
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=torch.cat(spans)[None],
                 use_cache=False,
-                aios_layout=Layout(torch.cat(slots), [], chunks),
-                aios_memory=memory,
+                aios_forward=(Layout(torch.cat(slots), [], chunks), memory),
             ).last_hidden_state[0].float()  # fmt: skip
         for text, chunk in zip(texts, chunks, strict=True):
             text.total = text.total + hidden[chunk.low : chunk.high].sum(dim=0)

@@ -50,6 +50,7 @@ class TorchEngine:
         kv_tokens: size of the KV pool; None takes what the free memory allows (`sizing`).
         max_batch: contexts in one step.
         max_step_tokens: tokens in one step.
+        compile: whether to compile the model, see `ModelRunner.compile`.
 
     Raises:
         Unsupported: the model's architecture cannot run on paged attention.
@@ -64,11 +65,14 @@ class TorchEngine:
         kv_tokens: int | None = None,
         max_batch: int = 256,
         max_step_tokens: int = 2048,
+        compile: bool = False,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint(model)
         self._runner = ModelRunner(model)
         runner = self._runner
+        if compile:
+            runner.compile()
         n_blocks = pool_blocks(runner.shapes, runner.dtype, runner.device, kv_tokens)
         self._memory = KvMemory(runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device)
         self._pool = BlockPool(n_blocks)
@@ -91,6 +95,11 @@ class TorchEngine:
             prompt_logprobs=True,
             vocab=runner.vocab,
         )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model runs compiled."""
+        return self._runner.compiled
 
     @property
     def vocab(self) -> int:

@@ -33,8 +33,8 @@ class DecodeGroup:
 
     @property
     def slots(self) -> int:
-        """Tokens of KV in a row, padding included."""
-        return self.dense.slots if self.dense else len(self.blocks) // (self.high - self.low) * BLOCK
+        """Tokens of KV that are fetched of a row, padding included."""
+        return self.dense.used if self.dense else len(self.blocks) // (self.high - self.low) * BLOCK
 
     def fetch(self, memory: KvMemory, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows, [rows, heads, slots, dim]; `key` and `value` are the packed new ones."""

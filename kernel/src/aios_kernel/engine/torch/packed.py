@@ -28,6 +28,7 @@ class PackedLinear(nn.Module):
     """
 
     bias: Tensor | None
+    packed: Tensor
     plain: Tensor | None
 
     def __init__(self, linear: nn.Linear, *, keep: bool) -> None:
@@ -43,11 +44,28 @@ class PackedLinear(nn.Module):
         """The product, [..., in_features] to [..., out_features]."""
         if self.plain is not None and rows.numel() == self.in_features:
             return F.linear(rows, self.plain, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        # The compiler takes oneDNN's own operation only with weights that it packed itself.
+        multiply = torch.ops.aios.packed_linear if torch.compiler.is_compiling() else _multiply
+        return multiply(rows, self.packed, self.bias, self.out_features)
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` shows itself."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _multiply(rows: Tensor, packed: Tensor, bias: Tensor | None, width: int) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+
+
+def _shape(rows: Tensor, packed: Tensor, bias: Tensor | None, width: int) -> Tensor:
+    return rows.new_empty(*rows.shape[:-1], width)
+
+
+_library = torch.library.Library("aios", "FRAGMENT")
+_library.define("packed_linear(Tensor rows, Tensor packed, Tensor? bias, int width) -> Tensor")
+_library.impl("packed_linear", _multiply, "CPU")
+_library.impl("packed_linear", _multiply, "MkldnnCPU")
+torch.library.register_fake("aios::packed_linear", _shape, lib=_library)
 
 
 def pack_linears(model: nn.Module) -> None:

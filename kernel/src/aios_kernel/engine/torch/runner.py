@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.layout import Chunk, Layout
 from aios_kernel.engine.torch.packed import pack_linears
 from aios_kernel.errors import Unsupported
+
+_log = logging.getLogger(__name__)
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -39,7 +44,13 @@ class ModelRunner:
         model.set_attn_implementation(attention.NAME)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
         pack_linears(model)
+        self._compiled: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
         self.shapes = self._probe()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called and succeeded."""
+        return self._compiled is not None
 
     def forward(self, ids: Tensor, positions: Tensor, layout: Layout, memory: KvMemory, rows: Tensor) -> Tensor:
         """Compute packed tokens and write their KV; give float32 logits of the rows asked for.
@@ -54,31 +65,65 @@ class ModelRunner:
         Returns:
             Logits, [n, vocab].
         """
+        if self._compiled is None:
+            return self._logits(ids, positions, rows, (layout, memory))
+        return self._run_compiled(ids, positions, rows, (layout, memory))
+
+    def _logits(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward | int) -> Tensor:
         out = self.model(
             input_ids=ids[None],
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=rows,
-            aios_layout=layout,
-            aios_memory=memory,
+            aios_forward=forward,
         )
         return out.logits[0].float()
+
+    def compile(self) -> None:
+        """Fuse what lies between the products and the attention, for any number of tokens.
+
+        Takes some seconds up to a minute, less when it was done before (the compiler keeps its work in a folder). A
+        model that the compiler cannot take, or a machine without a C++ compiler, runs as before.
+        """
+        self._compiled = torch.compile(self._logits, dynamic=True, fullgraph=True)
+        started = time.monotonic()
+        try:
+            with torch.inference_mode():
+                for tokens in (2, 1):  # a single token makes a graph of its own
+                    self._try(tokens, _Recorder(self.dtype, self.device))
+        except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; the model still runs without it
+            self._compiled = None
+            _log.warning("%s runs uncompiled: %s", type(self.model).__name__, error)
+        else:
+            _log.info("compiled %s in %.0f s", type(self.model).__name__, time.monotonic() - started)
+
+    def _run_compiled(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward) -> Tensor:
+        """The compiled forward, which would be made anew for no row and for one row of several tokens."""
+        assert self._compiled is not None
+        least = min(2, len(ids))
+        padded = torch.cat([rows, rows.new_zeros(least - len(rows))]) if len(rows) < least else rows
+        with attention.running(forward, id(self)) as number:
+            return self._compiled(ids, positions, padded, number)[: len(rows)]
 
     def _probe(self) -> list[LayerShape]:
         """Run two tokens through the model to learn what each of its layers stores."""
         recorder = _Recorder(self.dtype, self.device)
-        ids = torch.zeros(2, dtype=torch.long, device=self.device)
-        positions = torch.arange(2, device=self.device)
-        layout = Layout(positions, [], [Chunk(0, 2, 0, ids[:1])])
         try:
             with torch.inference_mode():
-                self.forward(ids, positions, layout, recorder, ids[:1])
+                self._try(2, recorder)
         except attention.UnsupportedAttention as error:
             raise _unsupported(self.model, str(error)) from error
         layers = int(self.config.num_hidden_layers)
         if sorted(recorder.seen) != list(range(layers)):
             raise _unsupported(self.model, f"only {len(recorder.seen)} of its {layers} layers use attention")
         return [recorder.seen[layer] for layer in range(layers)]
+
+    def _try(self, tokens: int, memory: KvMemory) -> None:
+        """Run some tokens that attend to nothing but each other."""
+        ids = torch.zeros(tokens, dtype=torch.long, device=self.device)
+        positions = torch.arange(tokens, device=self.device)
+        layout = Layout(positions, [], [Chunk(0, tokens, 0, ids[:1])])
+        self.forward(ids, positions, layout, memory, positions)
 
 
 class _Recorder(KvMemory):

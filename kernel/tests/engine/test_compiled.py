@@ -1,0 +1,70 @@
+"""A compiled model says what `generate` says; one that cannot be compiled still runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from aios_kernel.engine.protocol import SamplingParams
+from aios_kernel.engine.torch import TorchEngine
+
+PROMPTS = [[5, 6, 7], list(range(40)), [9] * 17]
+
+
+def model() -> Any:
+    """Large enough for packed weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=384,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=256,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def answers(engine: TorchEngine) -> list[list[int]]:
+    """Twelve tokens of each prompt: first in chunks of 16, then all together, at last one alone."""
+    contexts = [engine.open(prompt, sampling=SamplingParams()) for prompt in PROMPTS]
+    while any(context.pending > 1 for context in contexts):
+        engine.step([(context, 16) for context in contexts if context.pending > 1])
+    for context in (*contexts, *contexts[:1]):
+        while len(context.tokens) < len(PROMPTS[contexts.index(context)]) + 12:
+            engine.step([(context, 1)])
+    return [context.tokens for context in contexts]
+
+
+def generated() -> list[list[int]]:
+    plain = model()
+    return [
+        plain.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0].tolist()
+        for prompt in PROMPTS
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_a_compiled_model_says_what_generate_says() -> None:
+    engine = TorchEngine(model(), kv_tokens=1024, compile=True)
+    assert engine.compiled
+    assert answers(engine) == generated()
+
+
+def test_a_model_that_cannot_be_compiled_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(function: Callable[..., Any], **_options: Any) -> Callable[..., Any]:
+        def compiled(*_arguments: Any) -> Any:
+            raise RuntimeError("no C++ compiler")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    engine = TorchEngine(model(), kv_tokens=1024, compile=True)
+    assert not engine.compiled
+    assert answers(engine) == generated()
