@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -170,3 +171,8 @@ def test_penalties_survive_snapshots_and_forks(
         driver.engine.release(context)
         context = driver.engine.restore(driver.engine.snapshot(twin))
     assert tokens == whole
+
+
+@given(PARAMS)
+def test_sampling_survives_a_file(params: SamplingParams) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(params), type=SamplingParams) == params
