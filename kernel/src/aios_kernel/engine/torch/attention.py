@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aios_kernel.engine.torch.kv import KvMemory
-from aios_kernel.engine.torch.layout import Chunk, DecodeGroup, Layout
+from aios_kernel.engine.torch.layout import PIECE, Chunk, DecodeGroup, Layout
 
 NAME = "aios_paged"
 """The name under which transformers finds the function."""
@@ -141,15 +141,17 @@ class _Attend:
 
     def chunk(self, query: Tensor, key: Tensor, value: Tensor, chunk: Chunk) -> Tensor:
         """Consecutive tokens of one context: [rows, heads, dim]."""
-        rows = slice(chunk.low, chunk.high)
-        q = query[:, :, rows]
+        q, rows = query[:, :, chunk.low : chunk.high], slice(chunk.low, chunk.high)
         if chunk.plain(self.window):
-            out = self._attention(q, key[:, :, rows], value[:, :, rows], causal=True)
-        else:
-            k, v = self.memory.gather(self.layer, chunk.blocks, 1)
-            mask = chunk.mask(self.window, q.dtype)
-            out = self._attention(q, k[:, :, : chunk.length], v[:, :, : chunk.length], mask=mask)
-        return out[0].transpose(0, 1)
+            return self._attention(q, key[:, :, rows], value[:, :, rows], causal=True)[0].transpose(0, 1)
+        k, v = self.memory.gather(self.layer, chunk.blocks, 1)
+        parts: list[Tensor] = []
+        for first in range(0, q.shape[2], PIECE):
+            piece = q[:, :, first : first + PIECE]
+            mask = chunk.mask(self.window, q.dtype, first, piece.shape[2])
+            seen = mask.shape[-1]
+            parts.append(self._attention(piece, k[:, :, :seen], v[:, :, :seen], mask=mask)[0].transpose(0, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attention(
         self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False

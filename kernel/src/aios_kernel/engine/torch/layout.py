@@ -13,6 +13,8 @@ from aios_kernel.engine.torch.dense import DenseCache, DenseKv, padded_tables
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.prefix import BLOCK
 
+PIECE = 512
+"""Rows of a chunk whose attention is one call: it bounds the mask, and what a row must skip behind itself."""
 MAX_WASTE = 2
 """A context joins a group of longer ones while its table is at least this fraction (1 / MAX_WASTE) of the longest."""
 
@@ -62,6 +64,7 @@ class Chunk:
     start: int
     blocks: Tensor
     _masks: dict[int | None, Tensor] = field(default_factory=dict[int | None, Tensor])
+    """By window; of chunks that are one piece."""
 
     @property
     def length(self) -> int:
@@ -72,12 +75,19 @@ class Chunk:
         """Whether the chunk attends to itself only, and to all that is before: plain causal attention."""
         return self.start == 0 and (window is None or self.length <= window)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What the rows may not see, as an additive mask [1, 1, rows, length]; kept for the other layers."""
-        if window not in self._masks:
-            positions = torch.arange(self.start, self.length, device=self.blocks.device)[:, None]
-            self._masks[window] = _additive(positions, self.length, window, dtype)[None, None]
-        return self._masks[window]
+    def mask(self, window: int | None, dtype: torch.dtype, first: int, rows: int) -> Tensor:
+        """What `rows` of the chunk from its `first` on may not see, as an additive mask [1, 1, rows, seen].
+
+        Nothing behind the last of them is in it. The mask of a chunk that is one piece is kept for the other layers.
+        """
+        if window in self._masks:
+            return self._masks[window]
+        start = self.start + first
+        positions = torch.arange(start, start + rows, device=self.blocks.device)[:, None]
+        mask = _additive(positions, start + rows, window, dtype)[None, None]
+        if rows == self.high - self.low:
+            self._masks[window] = mask
+        return mask
 
 
 @dataclass(slots=True)
