@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator
@@ -177,6 +178,23 @@ def test_the_command_measures_ours_and_generate_and_names_the_missing_peer(tmp_p
     assert any("vllm is not installed" in note and "make bench-peers" in note for note in made["notes"])
     assert "transformers" in made["versions"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_bench_gives_what_it_has(tmp_path: Path) -> None:
+    command = [AIOS, "bench", "engine", "--json", "--model", "1m", "--threads", "1", "--engine", "generate"]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"AIOS_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert any("tokens per CPU-second" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    made = json.loads(process.communicate(timeout=60)[0])
+    assert made["rows"][0]["engine"] == "generate"
+    assert "interrupted: later rows are missing" in made["notes"]
 
 
 def test_a_plot_of_nothing_is_refused(tmp_path: Path) -> None:

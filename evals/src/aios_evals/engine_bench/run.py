@@ -43,17 +43,26 @@ class Bench:
     _began: float = field(default_factory=time.monotonic, init=False)
 
     def run(self, asked: Asked) -> list[dict[str, Any]]:
-        """Measure what was asked for; `{engine, workload, ..., ratio_to_generate}` rows (see `case`, `_rows`)."""
+        """Measure what was asked for; `{engine, workload, ..., ratio_to_generate}` rows (see `case`, `_rows`).
+
+        Ctrl-C ends it early: the rows so far are the result, and a note says so.
+        """
         rows: list[dict[str, Any]] = []
-        for setting in settings(asked):
-            with ExitStack() as stack:
-                workers = self._start(stack, setting)
-                for case in setting.cases:
-                    measured = _rows(case, setting, self._measure(case, setting, workers))
-                    for row in measured:
-                        self._progress(f"  {row['engine']}: {row['tokens_per_cpu_s']:,.0f} tokens per CPU-second")
-                    rows.extend(measured)
+        try:
+            for setting in settings(asked):
+                self._measure_setting(setting, rows)
+        except KeyboardInterrupt:
+            self._note("interrupted: later rows are missing")
         return rows
+
+    def _measure_setting(self, setting: Setting, rows: list[dict[str, Any]]) -> None:
+        with ExitStack() as stack:
+            workers = self._start(stack, setting)
+            for case in setting.cases:
+                measured = _rows(case, setting, self._measure(case, setting, workers))
+                rows.extend(measured)  # before anybody hears of them and interrupts
+                for row in measured:
+                    self._progress(f"  {row['engine']}: {row['tokens_per_cpu_s']:,.0f} tokens per CPU-second")
 
     def _start(self, stack: ExitStack, setting: Setting) -> dict[str, tuple[Engine, Worker]]:
         """Workers with the model loaded, all started at once: vLLM alone takes longer than the others together."""

@@ -81,8 +81,9 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         watchdog = threading.Timer(limit_s, self._process.kill)
-        watchdog.start()
+        watchdog.daemon = True  # an interrupt may come before it can be cancelled
         try:
+            watchdog.start()
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
