@@ -214,7 +214,7 @@ def found(recalled: str) -> str:
 
 @job(7, "recall")
 def recall(s: Scene) -> Job:
-    """A value from the notes; or what else they say; or that they say nothing."""
+    """What the notes say of something; or what else they say; or that they say nothing."""
     w = s.words
     about, value = subject(w), w.value()
     if w.chance(0.75):
@@ -223,9 +223,7 @@ def recall(s: Scene) -> Job:
         s.world.notes.append(f"{like(w, about)} is {value}")
     yield recall_question(w, about)
     (recalled,) = yield [("recall", about)]
-    fact = told(recalled, about)
-    opening = capital(about) if about.startswith("the ") else about
-    return found(recalled) if fact is None else f"{opening} is {fact}."
+    return found(recalled)
 
 
 @job(1, "recall")
@@ -236,8 +234,7 @@ def recall_sum(s: Scene) -> Job:
     store_notes(s, about, w.price())
     yield w.pick(f"Recall {about}.", f"Please recall {about}.", f"Do you remember {about}?", f"Can you recall {about}?")
     (recalled,) = yield [("recall", about)]
-    fact = told(recalled, about)
-    return found(recalled) if fact is None else f"{capital(about)} is {fact}."
+    return found(recalled)
 
 
 @job(2, "recall")

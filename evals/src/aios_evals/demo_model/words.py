@@ -74,7 +74,7 @@ class Words:
         return self.of_split(self._raw_name)
 
     def entity(self) -> str:
-        """What an item, place or project is called: one to three names."""
+        """What an item, place or project is called: a name, or two or three plain words."""
         return self.of_split(self._raw_entity)
 
     def owner(self) -> str:
@@ -153,6 +153,11 @@ class Words:
             lambda: self._letters(string.ascii_lowercase, 1, 7),
         )()
 
+    def _spoken_word(self) -> str:
+        return self.pick(
+            lambda: self.pick(*_COMMON), lambda: "".join(self.rng.choices(_SYLLABLES, k=self.rng.randint(2, 3)))
+        )()
+
     def _piece(self) -> str:
         text = self.pick(
             self._plain_word,
@@ -182,23 +187,20 @@ class Words:
         return self.pick(word, word.capitalize(), f"{word}{self.rng.randint(1, 99)}", f"{word}_{self._plain_word()}")
 
     def _raw_entity(self) -> str:
-        word = self._plain_word
+        # Words of a longer name are known words or whole syllables: a random letter between blanks ("garden t") reads
+        # like the next word of the sentence.
+        word = self._spoken_word
         return self.pick(
-            *(self._raw_name, self._raw_name, self._raw_name, self._raw_name, self._raw_name),
-            *(
-                lambda: f"{word()} {word()}",
-                lambda: f"{word()} {self._raw_name()}",
-                lambda: f"{self._raw_name()} {word()}",
-            ),
-            *(lambda: f"{self._raw_name()} {self.rng.randint(1, 99)} {word()}", lambda: f"{word()} {word()} {word()}"),
+            *(self._raw_name, self._raw_name, self._raw_name, self._raw_name, self._raw_name, self._raw_name),
+            *(lambda: f"{word()} {word()}", lambda: f"{word()} {word()}", lambda: f"{word()} {word()} {word()}"),
         )()
 
     def _raw_owner(self) -> str:
         return self.pick(
             self._raw_entity,
             lambda: f"project {self._raw_name()}",
-            lambda: f"{self.person()}'s {self._plain_word()}",
-            lambda: f"the {self._plain_word()} {self._plain_word()}",
+            lambda: f"{self.person()}'s {self._spoken_word()}",
+            lambda: f"the {self._spoken_word()} {self._spoken_word()}",
         )()
 
     def _raw_code(self) -> str:
