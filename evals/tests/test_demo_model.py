@@ -203,7 +203,7 @@ def test_names_survive_from_question_to_answer(model: Model, name: str) -> None:
     steps = [[Call("lookup", name, "14.5")], [Call("calculator", "3 * 14.5", "43.5")]]
     cost = Turn("cost", f"What do 3 {name} cost?", steps, f"3 {name} cost 43.5.", world)
     query = [[Call("recall", f"the code of {name}", "")]]
-    code = Turn("recall", f"What is the code of {name}?", query, f"The code of {name} is K7-x#9.", world)
+    code = Turn("recall", f"What is the code of {name}?", query, f"I found: the code of {name} is K7-x#9", world)
     runs = run_all(model, [Conversation(sorted(TOOL_ARGUMENTS), [turn]) for turn in (cost, code)])
     assert [run.mistake for run in runs] == ["", ""]
 
