@@ -19,10 +19,18 @@ MODES = {
     "kernel_round_robin": "kernel, round robin",
 }
 
+ENGINES = {
+    "torch": "ours",
+    "vllm": "vLLM",
+    "llamacpp": "llama.cpp",
+    "transformers_cb": "transformers batching",
+    "generate": "`generate`",
+}
+
 
 def figures() -> str:
     """The Markdown of all results."""
-    return "\n".join([_speedup(_load("speedup")), _syscalls(_load("syscalls"))])
+    return "\n".join([_speedup(_load("speedup")), _engine(_load("engine")), _syscalls(_load("syscalls"))])
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -55,11 +63,29 @@ def _speedup(result: Mapping[str, Any]) -> str:
         "same choices",
     )
     return (
-        "The same agents on recorded work (tau-bench airline, MINT), a 34 M model, every recorded token computed:\n\n"
+        "The same agents on recorded work (`tau`: tau-bench airline; `mint`: MINT), a 34 M model, every recorded\n"
+        "token computed:\n\n"
         f"{_table(head, cells)}\n{_where(result)}.\n"
         "*Same choices*: the share of positions at which the model's own greedy token is that of `generate`,\n"
         "ties aside.\n"
     )
+
+
+def _engine(result: Mapping[str, Any]) -> str:
+    """Ours beside the peers, a line a case: the engine alone, without the kernel around it."""
+    rates: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in result["rows"]:
+        case = (row["workload"], str(row["batch"]), f"{row['length']:,}", row["dtype"], str(row["threads"]))
+        rates.setdefault(case, {})[row["engine"]] = row["tokens_per_cpu_s"]
+    engines = [name for name in ENGINES if any(name in found for found in rates.values())]
+    cells = [
+        (*case, *(f"{found[name]:,.0f}" if name in found else "" for name in engines),
+         f"{found['torch'] / found['vllm']:.2f}x" if {"torch", "vllm"} <= found.keys() else "")
+        for case, found in rates.items()
+    ]  # fmt: skip
+    head = ("work", "sequences", "tokens", "dtype", "threads", *(ENGINES[name] for name in engines), "ours over vLLM")
+    title = "The engine alone beside its peers, tokens per CPU-second on the 34 M model (random weights):"
+    return f"\n{title}\n\n{_table(head, cells)}\n{_where(result)}.\n"
 
 
 def _syscalls(result: Mapping[str, Any]) -> str:
