@@ -89,8 +89,9 @@ class ModelRunner:
         started = time.monotonic()
         try:
             with torch.inference_mode():
-                for tokens in (2, 1):  # a single token makes a graph of its own
-                    self._try(tokens, _Recorder(self.dtype, self.device))
+                # A single token makes a graph of its own. The compiler takes numbers that are equal here for equal ever.
+                for tokens, rows in ((3, 2), (1, 1)):
+                    self._try(tokens, rows, _Recorder(self.dtype, self.device))
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; the model still runs without it
             self._compiled = None
             _log.warning("%s runs uncompiled: %s", type(self.model).__name__, error)
@@ -110,7 +111,7 @@ class ModelRunner:
         recorder = _Recorder(self.dtype, self.device)
         try:
             with torch.inference_mode():
-                self._try(2, recorder)
+                self._try(2, 1, recorder)
         except attention.UnsupportedAttention as error:
             raise _unsupported(self.model, str(error)) from error
         layers = int(self.config.num_hidden_layers)
@@ -118,12 +119,12 @@ class ModelRunner:
             raise _unsupported(self.model, f"only {len(recorder.seen)} of its {layers} layers use attention")
         return [recorder.seen[layer] for layer in range(layers)]
 
-    def _try(self, tokens: int, memory: KvMemory) -> None:
-        """Run some tokens that attend to nothing but each other."""
+    def _try(self, tokens: int, rows: int, memory: KvMemory) -> None:
+        """Run some tokens that attend to nothing but each other; ask for the logits of the first `rows`."""
         ids = torch.zeros(tokens, dtype=torch.long, device=self.device)
         positions = torch.arange(tokens, device=self.device)
         layout = Layout(positions, [], [Chunk(0, tokens, 0, ids[:1])])
-        self.forward(ids, positions, layout, memory, positions)
+        self.forward(ids, positions, layout, memory, torch.arange(rows, device=self.device))
 
 
 class _Recorder(KvMemory):
