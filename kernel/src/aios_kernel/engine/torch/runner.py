@@ -89,7 +89,7 @@ class ModelRunner:
         started = time.monotonic()
         try:
             with torch.inference_mode():
-                # A single token makes a graph of its own. The compiler takes numbers that are equal here for equal ever.
+                # A single token makes a graph of its own. The compiler takes what is equal here for equal ever.
                 for tokens, rows in ((3, 2), (1, 1)):
                     self._try(tokens, rows, _Recorder(self.dtype, self.device))
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; the model still runs without it
