@@ -257,7 +257,6 @@ def test_no_block_is_lost_and_no_token_wrong(world: World) -> None:
     live(world, 60)
 
 
-@pytest.mark.xfail(strict=False, reason="open bug: rarely a wrong token after fork and snapshot")
 @pytest.mark.slow
 def test_no_block_is_lost_and_no_token_wrong_in_two_thousand_lives(world: World) -> None:
     live(world, 2000)

@@ -255,6 +255,22 @@ def test_steps_go_on_while_a_context_is_copied_out_and_in(
     oracles("llama").check(prompt(60), [snapshot.tokens[60], *tokens(engine, restored, 10)])
 
 
+def test_a_tail_that_a_fork_has_filled_since_is_left_to_the_fork(engine: Any, oracles: Any, prompt: Any) -> None:
+    """The two share the tail's first tokens and part behind them: what the fork published must not be written to."""
+    context = engine.open(prompt(10), sampling=GREEDY)
+    engine.step([(context, 100)])
+    fork = engine.fork(context)
+    engine.append(fork, prompt(3, seed=1))
+    snapshot = engine.snapshot(context)
+    tokens(engine, fork, 10)  # now the tail is full, published and the fork's alone
+    stored = engine.snapshot(fork)
+    restored = engine.restore(snapshot)
+    oracles("llama").check(prompt(10), [snapshot.tokens[10], *tokens(engine, restored, 10)])
+    back = engine.restore(stored)
+    tokens(engine, back, 10)
+    oracles("llama").check(back.tokens[:14], back.tokens[14:])
+
+
 def test_a_context_on_its_way_in_can_be_cancelled(engine: Any, prompt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     context = engine.open(prompt(60), sampling=GREEDY)
     engine.step([(context, 100)])

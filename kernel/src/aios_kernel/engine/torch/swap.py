@@ -14,6 +14,7 @@ from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.host import HostMemory
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.mover import Mover
+from aios_kernel.engine.torch.prefix import BLOCK
 from aios_kernel.engine.torch.snapshot import TorchSnapshot, new_snapshot
 from aios_kernel.errors import SnapshotError
 
@@ -105,6 +106,8 @@ class Swapper:
     def _reattach(self, snapshot: TorchSnapshot) -> set[int]:
         """Retain the snapshot's blocks that are still in the pool; give their rows. Raises KvExhausted."""
         own = snapshot.blocks if snapshot.pool == self._name else []
+        # Full blocks only: a fork may have gone on writing in the tail that it shared, and have published it since.
+        own = own[: snapshot.state.computed // BLOCK]
         kept = {row for row, (block, generation) in enumerate(own) if self._pool.holds(block, generation)}
         for row in kept:
             self._pool.retain(own[row][0])
