@@ -11,6 +11,7 @@ class Fifo:
     """Stateless. When decoding outgrows the pool, the newest call is swapped out and comes back first."""
 
     name = "fifo"
+    parks = False
 
     def __init__(self, options: Options) -> None:
         """Takes no options; raises ConfigError when there are some."""

@@ -1,8 +1,9 @@
 """Scheduling policies: pure decisions over a read-only view, fed by events. No clock, no I/O, no locks.
 
 Time is an argument, so the object that runs in the kernel is the object that runs in a simulator. A policy sees
-*tasks* (one open LLM call of a program each) and answers with a `Plan`, which the engine loop carries out in the order
-swap_out, swap_in, admit, run. A plan that does not fit the pool is cut by the loop, never half executed.
+*tasks* (one open LLM call of a program each) and, if it asks for them, *parked* contexts (what the last call of a
+program left in the pool), and answers with a `Plan`, which the engine loop carries out in the order drop, swap_out,
+stow, fetch, swap_in, admit, run. A plan that does not fit the pool is cut by the loop, never half executed.
 """
 
 from __future__ import annotations
@@ -40,13 +41,44 @@ class Task:
     length: int
     """Tokens of the sequence so far, prompt and answer."""
     pending: int
-    """Of these not computed yet; 1 for a decoding context; the whole prompt for a queued one."""
+    """Of these not computed yet; 1 for a decoding context; for a queued one the prompt, less what its program's parked
+    context holds of it in the pool."""
     generated: int
+    root: str = ""
+    """The program at the top of its family: forks and sub-agents are scheduled as one with it. Empty: itself."""
+    deadline_s: float | None = None
+    """When its caller gives up, on the clock of `now_s`."""
+
+    @property
+    def family(self) -> str:
+        """The program that attained service is counted for."""
+        return self.root or self.program
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The KV that a program's last call left behind, kept for its next one. Counts are in tokens."""
+
+    program: str
+    group: str
+    priority: Priority
+    residency: Residency
+    """RESIDENT or SWAPPED."""
+    length: int
+    """Tokens with KV."""
+    since_s: float
+    """When the call ended."""
+    root: str = ""
+
+    @property
+    def family(self) -> str:
+        """See `Task.family`."""
+        return self.root or self.program
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a policy may look at when it decides. `tasks` are in order of arrival."""
+    """What a policy may look at when it decides. `tasks` are in order of arrival, `parked` in order of parking."""
 
     tasks: Sequence[Task]
     kv_free: int
@@ -55,10 +87,14 @@ class View:
     max_batch: int
     max_step_tokens: int
     can_swap: bool
+    parked: Sequence[Parked] = ()
+    """One a program at most; empty unless the policy has `parks`."""
+    host_free: int = 0
+    """Tokens of KV that the swap space can still take."""
 
     def kv_held(self, task: Task) -> int:
-        """Tokens of KV, in whole blocks, that the task holds in the pool."""
-        return self._blocks(task.length - task.pending) if task.residency is Residency.RESIDENT else 0
+        """Tokens of KV, in whole blocks, that the task holds in the pool, or would share with what is parked there."""
+        return self._blocks(task.length - task.pending) if task.residency is not Residency.SWAPPED else 0
 
     def kv_need(self, task: Task, n_tokens: int) -> int:
         """Tokens of KV, in whole blocks, that computing `n_tokens` more of this task takes from the pool."""
@@ -75,12 +111,20 @@ class View:
 
 @dataclass(slots=True)
 class Plan:
-    """What to do in the next step, by task id; `run` pairs a task with the tokens to compute."""
+    """What to do in the next step, by task id; `run` pairs a task with the tokens to compute.
+
+    The last three are about parked contexts, by program: `stow` swaps one out to host memory, `fetch` brings it back,
+    `drop` gives it up (its blocks stay in the prefix cache until somebody needs their room). Admitting a task uses its
+    program's parked context up.
+    """
 
     swap_out: list[int] = field(default_factory=list[int])
     swap_in: list[int] = field(default_factory=list[int])
     admit: list[int] = field(default_factory=list[int])
     run: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    stow: list[str] = field(default_factory=list[str])
+    fetch: list[str] = field(default_factory=list[str])
+    drop: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +159,8 @@ class ToolBegan:
 
     program: str
     tool: str
+    expected_s: float | None = None
+    """What the tool's declaration says; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +183,16 @@ Event: TypeAlias = Union[Arrived, Computed, Finished, ToolBegan, ToolEnded, Prog
 
 
 class Policy(Protocol):
-    """A scheduling policy; see the module's docstring. Built by a factory that takes the `[policy]` options."""
+    """A scheduling policy; see the module's docstring. Built by a factory that takes the `[policy]` options.
+
+    Attributes:
+        name: as in the configuration.
+        parks: whether contexts of ended calls are parked for it to decide on. Otherwise, and for a policy without
+            the attribute, the prefix cache keeps what it has room for.
+    """
 
     name: str
+    parks: bool
 
     def observe(self, event: Event, now_s: float) -> None:
         """Take note of what happened."""

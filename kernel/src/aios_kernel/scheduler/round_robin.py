@@ -17,6 +17,7 @@ class RoundRobin:
     """A ring of calls. Whoever used up its slice goes to the back, if somebody waits; the front is served."""
 
     name = "round_robin"
+    parks = False
 
     def __init__(self, options: Options) -> None:
         """Raises ConfigError for an option that is unknown or impossible."""
