@@ -48,7 +48,7 @@ def speedup(
     json: Json = False,
     full: Full = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the recorded workloads (AIOS_DATA).")] = None,
-    workload: Annotated[list[str] | None, typer.Option(help="tau, mint; again for several.")] = None,
+    workload: Annotated[list[str] | None, typer.Option(help="tau, mint; default tau, with --full both.")] = None,
     framework: Annotated[list[str] | None, typer.Option(help="langchain, autogen, llamaindex, openai.")] = None,
     agents: Annotated[int, typer.Option(help="Agents at once.")] = 16,
     steps: Annotated[int | None, typer.Option(help="Model calls an agent, about; default 1, with --full 12.")] = None,
@@ -70,7 +70,7 @@ def speedup(
         return
     plan = Plan(
         data=data_folder(data),
-        workloads=_known(workload, NAMES),
+        workloads=_known(workload, NAMES) if workload or full else ["tau"],
         frameworks=_known(framework, tuple(walks())),
         agents=agents,
         steps=steps or (12 if full else 1),

@@ -117,6 +117,7 @@ async def _serve(model: Path, forward: str | None) -> None:
     baseline = await asyncio.to_thread(Baseline, model, forward)
     config = uvicorn.Config(baseline.app(), host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     sock = config.bind_socket()
+    sock.listen(config.backlog)  # whoever reads the address may connect at once
     sys.stdout.write(f"http://127.0.0.1:{sock.getsockname()[1]}\n")
     sys.stdout.flush()
     await uvicorn.Server(config).serve([sock])
