@@ -61,6 +61,7 @@ def speedup(
     from aios_evals import report
     from aios_evals.speedup import own
     from aios_evals.speedup.frameworks import walks
+    from aios_evals.speedup.modes import server_versions
     from aios_evals.speedup.run import MODES, Plan, run
     from aios_evals.workloads.load import NAMES, data_folder
     from aios_kernel.config import home_of, load
@@ -79,7 +80,8 @@ def speedup(
         modes=_known(mode, MODES),
         server=server,
     )
-    report.emit("speedup", run(plan), json=json)
+    versions = server_versions(server) if server else {}
+    report.emit("speedup", run(plan), json=json, versions=versions)
 
 
 @bench.command()

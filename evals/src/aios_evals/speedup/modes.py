@@ -19,6 +19,7 @@ from aios_evals.speedup.walk import Endpoint
 from aios_evals.workloads.trajectory import Trajectory
 from aios_kernel.client import AsyncClient, Connection, connect
 from aios_kernel.config import Config, socket_of
+from aios_kernel.errors import KernelUnavailable
 from aios_kernel.syscalls import KernelInfo, KernelPs, KernelShutdown, KernelStatus, Programs
 
 Agent = Callable[[Endpoint | None], Awaitable[Any]]
@@ -122,6 +123,19 @@ async def server_mode(
     finally:
         process.terminate()
         await process.wait()
+
+
+def server_versions(url: str) -> dict[str, str]:
+    """What a server says of itself: who made its first model, and its version if it tells one. Raises AiosError."""
+    try:
+        models = httpx.get(f"{url.rstrip('/')}/models", timeout=10).raise_for_status().json()
+        version = httpx.get(f"{url.rstrip('/').removesuffix('/v1')}/version", timeout=10)
+        name = str(models["data"][0].get("owned_by") or "server")
+        return {name: str(version.json()["version"]) if version.is_success else "-"}
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise KernelUnavailable(
+            f"{url} is no OpenAI-compatible server that can be reached: {error}", fix=f"curl {url}/models"
+        ) from error
 
 
 @asynccontextmanager
