@@ -9,43 +9,38 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import importlib.metadata
-import itertools
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from aios_kernel import errors, syscalls
 from aios_kernel.access import AuditEntry
 from aios_kernel.agents import AgentService
-from aios_kernel.calls import OpenCall, Reply, failed
+from aios_kernel.bookkeeping import count, resource_of
+from aios_kernel.calls import OpenCall
 from aios_kernel.chat.generation import Generation, combined, total_usage
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.config import Config, home_of
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
-from aios_kernel.frames import Malformed
 from aios_kernel.managers import Managers
-from aios_kernel.process import Program
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
 from aios_kernel.scheduler.protocol import Policy
+from aios_kernel.session import Session
 from aios_kernel.spaces import SpaceService
 from aios_kernel.syscalls import (
     ABI_VERSION,
-    AgentSpawn,
     KernelStatus,
     KernelTrace,
     LlmChat,
     LlmEmbed,
     Ok,
-    Request,
     Result,
     Span,
     Trace,
-    name_of,
 )
 from aios_kernel.tool_calls import ToolService
 from aios_kernel.trace import Tracer
@@ -169,7 +164,7 @@ class Kernel:
         now = time.time()
         started = open_call.started_s or (open_call.opened_s if open_call.phase is None else now)
         ran = open_call.ran_until(now)
-        _count(open_call, now - open_call.opened_s - ran, ran)
+        count(open_call, now - open_call.opened_s - ran, ran)
         self.managers.audit.append(
             AuditEntry(
                 now,
@@ -177,7 +172,7 @@ class Kernel:
                 open_call.program.agent,
                 open_call.program.id,
                 open_call.name,
-                _resource(open_call.call),
+                resource_of(open_call.call),
                 outcome,
                 now - open_call.opened_s - ran,
                 ran,
@@ -198,7 +193,7 @@ class Kernel:
             agent=open_call.program.agent,
             framework=open_call.program.framework,
             syscall=open_call.name,
-            detail=_resource(open_call.call),
+            detail=resource_of(open_call.call),
             outcome=outcome,
             queued_s=open_call.opened_s,
             started_s=started,
@@ -353,109 +348,8 @@ class Kernel:
         }
 
 
-class Session:
-    """One connection of a principal: its programs and its open requests. Closing it frees both."""
-
-    _numbers = itertools.count(1)
-
-    def __init__(self, kernel: Kernel, principal: str, client: str) -> None:
-        self.principal = principal
-        self.number = next(self._numbers)
-        self.client = client or "client"
-        self._kernel = kernel
-        self._open: dict[int, OpenCall] = {}
-        self._own: Program | None = None
-        self._closed = False
-
-    def request(self, request: Request, reply: Reply) -> None:
-        """Start a syscall; `reply` gets its frames, exactly one of them `Done` or `Failed`."""
-        if self._closed:
-            gone = errors.Cancelled("the connection is being closed")
-            reply(failed(request.id, gone, None, name_of(request.call)))
-            return
-        try:
-            if request.id in self._open:
-                raise errors.ProtocolError(f"request {request.id} is open already")
-            program = self._program_of(request)
-        except errors.AiosError as error:
-            name = name_of(request.call)
-            self._kernel.refused(self, name, request.program or "", _resource(request.call), error)
-            reply(failed(request.id, error, None, name))
-            return
-        open_call = OpenCall(request.id, request.call, program, reply, self._ended)
-        self._open[request.id] = open_call
-        self._kernel.submit(open_call, request.timeout_s)
-
-    def refuse(self, request: Malformed, reply: Reply) -> None:
-        """End a request that cannot be read with what is wrong with it."""
-        if not self._closed:
-            self._kernel.refused(self, request.syscall, request.program, "", request.error)
-        reply(failed(request.id, request.error, None, request.syscall))
-
-    def cancel(self, number: int) -> None:
-        """Stop an open request; it ends with `Cancelled`."""
-        open_call = self._open.get(number)
-        if open_call is not None:
-            self._kernel.end_early(open_call, errors.Cancelled("the caller cancelled it"))
-
-    def close(self, why: str = "its client has gone") -> None:
-        """Cancel its requests and end its programs; further requests are refused."""
-        if self._closed:
-            return
-        self._closed = True
-        for open_call in list(self._open.values()):
-            self._kernel.end_early(open_call, errors.Cancelled(why))
-        for program in self._kernel.agents.table.of_session(self.number):
-            # The session's own program (a bench, `aios ps`) did nothing wrong by hanging up.
-            self._kernel.agents.exit(program, None if program is self._own else why)
-        self._kernel.sessions.discard(self)
-
-    def _program_of(self, request: Request) -> Program:
-        agents = self._kernel.agents
-        if isinstance(request.call, AgentSpawn):
-            return agents.spawn(request.call, self.principal, self.number)
-        if request.program is not None:
-            return agents.table.alive(request.program, self.principal)
-        if self._own is None or self._own.finished_s is not None:
-            call = AgentSpawn(program=uuid.uuid4().hex[:16], agent=self.client.replace("/", "_"))
-            self._own = agents.spawn(call, self.principal, self.number)
-        return self._own
-
-    def _ended(self, open_call: OpenCall, outcome: str) -> None:
-        self._open.pop(open_call.id, None)
-        self._kernel.ended(open_call, outcome)
-
-
 def _typed(error: Exception) -> errors.AiosError:
     if isinstance(error, errors.AiosError):
         return error
     _log.exception("a syscall failed inside the kernel", exc_info=error)
     return errors.InternalError(f"the kernel failed: {type(error).__name__}: {error}", fix="aios doctor")
-
-
-def _count(open_call: OpenCall, queued_s: float, ran_s: float) -> None:
-    account, family = open_call.program.account, open_call.name.partition(".")[0]
-    if family == "llm":
-        account.llm_calls += 1
-        account.prompt_tokens += open_call.usage.prompt_tokens
-        account.cached_tokens += open_call.usage.cached_tokens
-        account.completion_tokens += open_call.usage.completion_tokens
-        account.queued_s += queued_s
-        account.running_s += ran_s
-    elif open_call.name in {"tool.begin", "tool.call"}:
-        account.tool_calls += 1
-    elif family == "memory":
-        account.memory_calls += 1
-    elif family == "storage":
-        account.storage_calls += 1
-    elif family != "kernel":
-        account.other_calls += 1
-
-
-def _resource(call: Any) -> str:
-    """What the call is about, for the audit and the trace: a model, a tool, a space; never contents."""
-    for field in ("resource", "namespace", "owner", "name", "to", "program", "target", "model"):
-        value = getattr(call, field, None)
-        if isinstance(value, str) and value:
-            return value
-    return ""

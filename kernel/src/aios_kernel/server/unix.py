@@ -16,8 +16,9 @@ from pathlib import Path
 
 from aios_kernel import errors, frames
 from aios_kernel.calls import failed
-from aios_kernel.kernel import Kernel, Session
+from aios_kernel.kernel import Kernel
 from aios_kernel.server.socket_file import bind, remove
+from aios_kernel.session import Session
 from aios_kernel.syscalls import ABI_VERSION, Cancel, ClientFrame, Hello, KernelFrame, Request, Welcome
 
 _DIGEST = re.compile("[0-9a-fA-F]{64}")

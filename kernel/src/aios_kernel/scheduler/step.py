@@ -1,0 +1,197 @@
+"""One step: show the policy the state, carry its plan out on the engine, take the tokens."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aios_kernel import errors
+from aios_kernel.context.manager import ContextManager, Held
+from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
+from aios_kernel.scheduler.moves import Moves
+from aios_kernel.scheduler.protocol import Computed, Plan, Task, View
+from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
+
+_log = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Runs the steps of a dispatcher, on its thread.
+
+    Args:
+        engine: what the contexts run on.
+        roster: the open generations.
+        contexts: where their KV is.
+        wait: waits a moment for an order; whether one came.
+    """
+
+    def __init__(
+        self, engine: Engine[Any, Any], roster: Roster, contexts: ContextManager, wait: Callable[[], bool]
+    ) -> None:
+        self._engine = engine
+        self._roster = roster
+        self._contexts = contexts
+        self._wait = wait
+        self._moves = Moves(roster, contexts)
+        self._fruitless = 0  # times that contexts were moved since the engine last computed anything
+        self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
+        self.tokens_computed = 0
+
+    @property
+    def tokens_cached(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+        return self._moves.tokens_cached + self._tokens_joined
+
+    def run(self) -> None:
+        """One step; a fault outside the engine ends the open generations, never the thread."""
+        try:
+            self._step()
+        except Exception as error:  # noqa: BLE001 - the thread must live; the calls concerned must end
+            _log.exception("a step failed outside the engine")
+            self._roster.fail_all(errors.InternalError(f"the dispatcher failed: {error}"))
+
+    def _step(self) -> None:
+        self._contexts.settle()
+        plan = self._roster.policy.decide(self._view(), time.monotonic())
+        moved = self._moves.carry_out(plan)
+        batch = self._batch(plan)
+        if batch:
+            self._compute(batch)
+        elif moved and self._may_move_on():
+            self._fruitless += 1
+        else:
+            self._stuck()
+
+    def _may_move_on(self) -> bool:
+        """Whether contexts may still be moved although nothing was computed for a while."""
+        return self._fruitless <= len(self._roster.held)
+
+    def _view(self) -> View:
+        caps = self._engine.capabilities
+        return View(
+            tasks=[_task(held) for held in self._roster.held.values()],
+            kv_free=self._engine.kv_free(),
+            kv_total=caps.kv_tokens,
+            block_size=caps.block_size,
+            max_batch=caps.max_batch,
+            max_step_tokens=caps.max_step_tokens,
+            can_swap=self._contexts.can_swap,
+        )
+
+    def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:
+        """The part of the plan that can run: resident contexts, each once, within the pool and the engine's limits."""
+        engine = self._engine
+        free, budget = engine.kv_free(), engine.capabilities.max_step_tokens
+        batch: dict[int, tuple[Held, Context, int]] = {}
+        for task, tokens in plan.run:
+            held = self._roster.held.get(task)
+            if held is None or held.context is None or task in batch or len(batch) >= engine.capabilities.max_batch:
+                continue
+            tokens = min(tokens, held.pending, budget)
+            need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
+            if tokens > 0 and need <= free:
+                batch[task] = (held, held.context, tokens)
+                free -= need
+                budget -= tokens
+        return [*batch.values()]
+
+    def _compute(self, batch: list[tuple[Held, Context, int]]) -> None:
+        now = time.monotonic()
+        for held, _, _ in batch:
+            if held.generation.started_s is None:
+                held.generation.started_s = now
+                self._roster.note(Update(held.generation))
+        try:
+            outputs = self._engine.step([(context, tokens) for _, context, tokens in batch])
+        except KvExhausted:
+            self._relieve([held for held, _, _ in batch])
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a forward raises ends its batch, not the kernel
+            _log.exception("a step of the engine failed")
+            self._roster.fail([held for held, _, _ in batch], engine_error(error))
+            return
+        self._fruitless = 0
+        for (held, _, _), output in zip(batch, outputs, strict=True):
+            self._accept(held, output)
+
+    def _accept(self, held: Held, output: StepOutput) -> None:
+        generation = held.generation
+        emitted = int(output.token is not None)
+        self.tokens_computed += output.computed
+        self._tokens_joined += output.context.cached - generation.cached
+        generation.cached = output.context.cached  # grows while others compute the same prefix
+        if output.prompt:
+            generation.note_prompt(output.prompt)
+        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted))
+        if output.error is not None:
+            error = output.failure or errors.EngineError(output.error, fix="aios doctor")
+            self._roster.fail([held], error)
+        elif emitted:
+            self._show(held, output)
+
+    def _show(self, held: Held, output: StepOutput) -> None:
+        generation = held.generation
+        try:
+            delta = generation.accept(output)
+        except Exception as error:  # noqa: BLE001 - an answer that cannot be turned into text ends alone
+            _log.exception("a token could not be taken")
+            spoilt = errors.InternalError(f"the answer could not be read: {error}", fix="aios doctor")
+            self._roster.fail([held], spoilt)
+            return
+        if generation.ended is not None:
+            self._roster.end(held)
+        if delta is not None or generation.ended is not None:
+            self._roster.note(Update(generation, delta, ended=generation.ended is not None))
+
+    # --- when memory is short ---------------------------------------------------------------------------------------
+
+    def _relieve(self, group: list[Held]) -> None:
+        """The pool was fuller than the plan knew: swap the newest out, or end it when that would free nothing."""
+        newest = max(group, key=lambda held: held.generation.arrived_s)
+        others = any(held is not newest for held in self._roster.residents())
+        if others and self._contexts.can_swap and self._may_move_on():
+            self._fruitless += 1
+            self._moves.swap_out(newest)
+        else:
+            self._roster.fail([newest], too_big())
+
+    def _stuck(self) -> None:
+        """Nothing could run. Alone in the pool means too big; else wait a moment for an order or an end."""
+        residents = self._roster.residents()
+        if self._contexts.tiers.fetching:
+            self._wait()
+        elif not residents:
+            self._refuse_one()
+        elif len(self._roster.held) == 1:
+            self._roster.fail(residents, too_big())
+        elif not self._wait():
+            # Residents that cannot grow block each other: the newest makes room.
+            self._relieve(residents)
+
+    def _refuse_one(self) -> None:
+        """The pool is empty and still nothing was brought in: whoever is too big for it ends."""
+        view = self._view()
+        for task in view.tasks:
+            if view.kv_need(task, task.pending) > view.kv_total:
+                self._roster.fail([self._roster.held[task.id]], too_big())
+                return
+        idle = errors.InternalError(f"the policy {self._roster.policy.name} runs nothing although the KV pool is free")
+        self._roster.fail([next(iter(self._roster.held.values()))], idle)
+
+
+def _task(held: Held) -> Task:
+    generation, order = held.generation, held.generation.order
+    return Task(
+        id=generation.id,
+        program=order.program,
+        agent=order.agent,
+        group=order.group,
+        priority=order.priority,
+        arrived_s=generation.arrived_s,
+        residency=held.residency,
+        length=held.length,
+        pending=held.pending,
+        generated=generation.generated,
+    )
