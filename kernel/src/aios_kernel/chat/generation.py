@@ -34,6 +34,10 @@ class Order:
     logprobs: bool = False
     history: tuple[bytes, ...] = ()
     """Keys of the beginnings of the conversation (`chat.history`)."""
+    root: str = ""
+    """The program at the top of the caller's family; empty: the caller."""
+    deadline_s: float | None = None
+    """When the caller gives up, in `time.monotonic()` seconds."""
 
 
 class StopFilter:
@@ -83,6 +87,8 @@ class Generation:
     index: int = 0
     """Which of several answers to one prompt."""
     generated: int = 0
+    computed: int = 0
+    """Tokens that went through the model for it."""
     cached: int = 0
     diverged: int = 0
     started_s: float | None = None

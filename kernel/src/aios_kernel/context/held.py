@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from aios_kernel.chat.generation import Generation
-from aios_kernel.context.disk import Stored
-from aios_kernel.engine.protocol import Context, Snapshot
+from aios_kernel.context.place import Place
 from aios_kernel.scheduler.protocol import Residency
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A generation whose context is in exactly one place: nowhere yet, in the pool, in host memory, on disk.
+class Held(Place):
+    """An open generation.
 
     Attributes:
         generation: the answer in the making.
-        context: in the pool.
-        snapshot: in host memory.
-        stored: on disk.
-        fetching: its way back to host memory.
+        compared: the parked context that its prompt was compared with, and how many tokens of it are of use.
     """
 
     generation: Generation
-    context: Context | None = None
-    snapshot: Snapshot | None = None
-    stored: Stored | None = None
-    fetching: Future[Snapshot] | None = None
+    compared: tuple[Place, int] | None = None
 
     @property
-    def residency(self) -> Residency:
-        """Where the context is, as the policies see it."""
-        if self.context is not None:
-            return Residency.RESIDENT
-        return Residency.QUEUED if self.snapshot is None and self.stored is None else Residency.SWAPPED
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence, prompt and answer."""
-        place = self.context or self.snapshot
-        if place is not None:
-            return len(place.tokens)
-        return self.stored.length if self.stored is not None else len(self.generation.order.prompt)
+    def total(self) -> int:
+        """Tokens of the sequence, prompt and answer, wherever it is."""
+        return len(self.generation.order.prompt) if self.residency is Residency.QUEUED else self.length
 
     @property
     def pending(self) -> int:
         """Tokens without KV."""
-        place = self.context or self.snapshot
-        if place is not None:
-            return len(place.tokens) - place.computed
-        return self.stored.pending if self.stored is not None else len(self.generation.order.prompt)
+        return self.total - self.computed

@@ -43,7 +43,7 @@ class Conversations:
         for key in reversed(history[:-1]) if known else ():
             answers = known.get(key) if known else None
             if answers:
-                return min(len(earlier) - _common(earlier, prompt) for earlier in answers)
+                return min(len(earlier) - common_length(earlier, prompt) for earlier in answers)
         return 0
 
     def forget(self, program: str) -> None:
@@ -51,8 +51,8 @@ class Conversations:
         self._known.pop(program, None)
 
 
-def _common(earlier: NDArray[np.int32], prompt: Sequence[int]) -> int:
+def common_length(earlier: Sequence[int] | NDArray[np.int32], prompt: Sequence[int]) -> int:
     """Length of the common beginning."""
     size = min(len(earlier), len(prompt))
-    different = np.flatnonzero(earlier[:size] != np.asarray(prompt[:size], dtype=np.int32))
+    different = np.flatnonzero(np.asarray(earlier[:size], dtype=np.int32) != np.asarray(prompt[:size], dtype=np.int32))
     return int(different[0]) if len(different) else size

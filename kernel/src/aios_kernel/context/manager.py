@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+from aios_kernel.chat.generation import Generation, Order
 from aios_kernel.context.held import Held
 from aios_kernel.context.history import Conversations
+from aios_kernel.context.parking import Parking
 from aios_kernel.context.residue import Residue
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.context.swap import SwapTiers
-from aios_kernel.engine.protocol import Engine, Grammar
+from aios_kernel.engine.protocol import Context, Engine, Grammar
 from aios_kernel.errors import AiosError, OutOfMemory
+from aios_kernel.scheduler.protocol import Residency
 
 __all__ = ["ContextManager", "Held"]
 
@@ -28,6 +32,7 @@ class ContextManager:
         snapshots: how often a context was swapped out.
         tokens_diverged: KV of earlier turns that the next turn's prompt did not match (`Conversations`).
         tiers: where the snapshots are.
+        parking: the contexts of calls that have ended, kept for their programs' next ones.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class ContextManager:
         self._conversations = Conversations()
         self._residue = Residue(engine)
         self.tiers = SwapTiers(engine, load_grammar, space or SwapSpace())
+        self.parking = Parking(engine, self.tiers, self._residue)
         self.snapshots = 0
         self.tokens_diverged = 0
 
@@ -48,7 +54,7 @@ class ContextManager:
     def admit(self, held: Held) -> bool:
         """Give a queued generation a context; its cached prefix is attached."""
         order = held.generation.order
-        context = self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
+        context = self.parking.open(order, lambda: self._open(order))
         held.context = context
         held.generation.cached = context.cached
         if held.generation.index == 0:  # once for all answers to one prompt
@@ -56,6 +62,9 @@ class ContextManager:
             held.generation.diverged = diverged
             self.tokens_diverged += diverged
         return True
+
+    def _open(self, order: Order) -> Context:
+        return self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
 
     def swap_out(self, held: Held) -> None:
         """Snapshot a resident context to host memory and free its blocks. Raises OutOfMemory when that is full."""
@@ -82,26 +91,44 @@ class ContextManager:
     def settle(self) -> None:
         """Take note of what happened beside the steps."""
         self.tiers.settle()
+        self.parking.settle()
+
+    def pending(self, held: Held) -> int:
+        """Tokens of a generation without KV, less what it will find parked in the pool."""
+        return held.pending - (self.parking.reusable(held) if held.residency is Residency.QUEUED else 0)
 
     def drop(self, held: Held) -> None:
-        """Free whatever the generation holds; what it computed stays in the prefix cache while its program lives."""
+        """Free whatever the generation holds; what it computed is parked, or stays in the prefix cache."""
         context, held.context = held.context, None
         self.tiers.forget(held)
         if context is None:
             return
-        order = held.generation.order
+        order, parked = held.generation.order, False
         try:
             if not isinstance(held.generation.ended, AiosError):
                 self._conversations.note(order.program, order.history, context.tokens[: context.computed])
-                self._residue.keep(order.program, context, order.priority)
+                parked = self._keep(held.generation, context)
         finally:
-            self._engine.release(context)
+            if not parked:
+                self._engine.release(context)
+
+    def _keep(self, generation: Generation, context: Context) -> bool:
+        """Have a context that ended well parked, or its blocks held; whether it is parked."""
+        order = generation.order
+        if not self.parking.on:
+            self._residue.keep(order.program, context, order.priority)
+        elif generation.index == 0:
+            self.parking.park(order, context, time.monotonic())
+            return True
+        return False
 
     def program_ended(self, program: str) -> None:
         """Keep nothing of a program any longer."""
         self._conversations.forget(program)
+        self.parking.forget(program)
         self._residue.forget(program)
 
     def close(self) -> None:
-        """Delete what is on disk."""
+        """Give up what is parked and delete what is on disk."""
+        self.parking.clear()
         self.tiers.close()

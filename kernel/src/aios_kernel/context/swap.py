@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from aios_kernel.context.disk import DiskTier, Stored
-from aios_kernel.context.held import Held
+from aios_kernel.context.place import Place
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.engine.protocol import Engine, Grammar, Snapshot, SnapshotFiles
 
 _BEGIN = 0.5
 """Share of the host budget above which snapshots move to the disk, so that the next one finds room."""
+_UNKNOWN_ROOM = 1 << 40
+"""Tokens that have room as long as nothing was ever swapped out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,10 @@ class SwapTiers:
         if space.folder is not None and engine.capabilities.snapshot_files:
             files = cast("SnapshotFiles[Any]", engine)
             self._disk = DiskTier(files, load_grammar, space.folder, space.disk_bytes)
-        self._host: OrderedDict[Held, int] = OrderedDict()  # bytes in host memory, the oldest first
-        self._writes: dict[Held, _Write] = {}
-        self._fetching: set[Held] = set()
+        self._host: OrderedDict[Place, int] = OrderedDict()  # bytes in host memory, the oldest first
+        self._writes: dict[Place, _Write] = {}
+        self._fetching: set[Place] = set()
+        self._token_bytes = 0  # of the newest snapshot; not known before the first one
         self.host_bytes = 0
 
     @property
@@ -57,51 +60,61 @@ class SwapTiers:
         return self.host_bytes < self._space.host_bytes
 
     @property
+    def room_tokens(self) -> int:
+        """Tokens of KV that all tiers together can still take, going by the size of the snapshots so far."""
+        if not self.has_room:
+            return 0
+        disk = self._space.disk_bytes - self._disk.used_bytes if self._disk is not None else 0
+        room = self._space.host_bytes - self.host_bytes + max(0, disk)
+        return room // self._token_bytes if self._token_bytes else _UNKNOWN_ROOM
+
+    @property
     def fetching(self) -> bool:
         """Whether a snapshot is on its way back from the disk."""
         return bool(self._fetching)
 
-    def keep(self, held: Held, snapshot: Snapshot) -> None:
+    def keep(self, place: Place, snapshot: Snapshot) -> None:
         """Take a snapshot into host memory."""
-        held.snapshot = snapshot
-        self._host[held] = snapshot.nbytes
+        place.snapshot = snapshot
+        self._host[place] = snapshot.nbytes
         self.host_bytes += snapshot.nbytes
+        self._token_bytes = snapshot.nbytes // max(1, snapshot.computed)
         self._move_on()
 
-    def bring(self, held: Held) -> Snapshot | None:
+    def bring(self, place: Place) -> Snapshot | None:
         """The snapshot, once it is in host memory; None while it is on its way. Raises SnapshotError."""
-        if held.stored is None or self._disk is None:
-            return held.snapshot
-        if held.fetching is None:
-            held.fetching = self._disk.fetch(held.stored)
-            self._fetching.add(held)
-        if not held.fetching.done():
+        if place.stored is None or self._disk is None:
+            return place.snapshot
+        if place.fetching is None:
+            place.fetching = self._disk.fetch(place.stored)
+            self._fetching.add(place)
+        if not place.fetching.done():
             return None
-        self._fetching.discard(held)
-        fetched, held.fetching = held.fetching, None
-        self._disk.remove(held.stored)
-        held.stored = None
-        held.snapshot = fetched.result()
-        self._host[held] = held.snapshot.nbytes
-        self.host_bytes += held.snapshot.nbytes
-        return held.snapshot
+        self._fetching.discard(place)
+        fetched, place.fetching = place.fetching, None
+        self._disk.remove(place.stored)
+        place.stored = None
+        place.snapshot = fetched.result()
+        self._host[place] = place.snapshot.nbytes
+        self.host_bytes += place.snapshot.nbytes
+        return place.snapshot
 
-    def forget(self, held: Held) -> None:
-        """Free what the tiers hold of a generation: it is back in the pool, or has ended."""
-        write = self._writes.get(held)
+    def forget(self, place: Place) -> None:
+        """Free what the tiers hold of a sequence: it is back in the pool, or has ended."""
+        write = self._writes.get(place)
         if write is not None and self._disk is not None and write.done.cancel():
-            del self._writes[held]
+            del self._writes[place]
             self._disk.cancelled(write.nbytes)
-        self.host_bytes -= self._host.pop(held, 0)
-        self._fetching.discard(held)
-        if held.stored is not None and self._disk is not None:
-            self._disk.remove(held.stored)
-        held.snapshot = held.stored = held.fetching = None
+        self.host_bytes -= self._host.pop(place, 0)
+        self._fetching.discard(place)
+        if place.stored is not None and self._disk is not None:
+            self._disk.remove(place.stored)
+        place.snapshot = place.stored = place.fetching = None
 
     def settle(self) -> None:
         """Book the writes that have ended since; cheap when none is under way."""
-        for held in [held for held, write in self._writes.items() if write.done.done()]:
-            self._book(held, self._writes.pop(held))
+        for place in [place for place, write in self._writes.items() if write.done.done()]:
+            self._book(place, self._writes.pop(place))
             self._move_on()
 
     def close(self) -> None:
@@ -109,14 +122,14 @@ class SwapTiers:
         if self._disk is not None:
             self._disk.close()
 
-    def _book(self, held: Held, write: _Write) -> None:
+    def _book(self, place: Place, write: _Write) -> None:
         assert self._disk is not None
         error = write.done.exception()
         if error is not None:
             self._disk.failed(error, write.nbytes)
-        elif held.snapshot is write.snapshot:
-            self.host_bytes -= self._host.pop(held)
-            held.snapshot, held.stored = None, write.done.result()
+        elif place.snapshot is write.snapshot:
+            self.host_bytes -= self._host.pop(place)
+            place.snapshot, place.stored = None, write.done.result()
         else:  # it came back, or ended, meanwhile
             self._disk.remove(write.done.result())
 
@@ -126,10 +139,10 @@ class SwapTiers:
             return
         excess = self.host_bytes - sum(write.nbytes for write in self._writes.values())
         excess -= int(self._space.host_bytes * _BEGIN)
-        for held, nbytes in self._host.items():
+        for place, nbytes in self._host.items():
             if excess <= 0:
                 break
-            if held.snapshot is None or held in self._writes or not nbytes or not self._disk.has_room(nbytes):
+            if place.snapshot is None or place in self._writes or not nbytes or not self._disk.has_room(nbytes):
                 continue
-            self._writes[held] = _Write(held.snapshot, nbytes, self._disk.store(held.snapshot))
+            self._writes[place] = _Write(place.snapshot, nbytes, self._disk.store(place.snapshot))
             excess -= nbytes

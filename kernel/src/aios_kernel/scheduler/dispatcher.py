@@ -29,6 +29,8 @@ __all__ = ["Deliver", "Dispatcher", "Update"]
 _log = logging.getLogger(__name__)
 _MOMENT_S = 0.005
 """How long a step that can do nothing waits for an order."""
+_PARKED_S = 0.1
+"""How often the policy is asked about parked contexts while no call is open."""
 
 Deliver: TypeAlias = Callable[[list[Update]], None]
 
@@ -118,7 +120,7 @@ class Dispatcher:
         try:
             while not self._stopping:
                 self._take_orders(wait=not self._roster.held and not self._embeds)
-                if self._roster.held and not self._stopping:
+                if (self._roster.held or self.contexts.parking) and not self._stopping:
                     self._stepper.run()
                 if not self._stopping:
                     self._embeds.advance()
@@ -141,11 +143,18 @@ class Dispatcher:
     def _take_orders(self, *, wait: bool) -> None:
         try:
             if wait:
-                self._obey(self._inbox.get())
+                self._stepper.look()
+                self._obey(self._inbox.get(timeout=self._patience_s()))
             while not self._stopping:
                 self._obey(self._inbox.get_nowait())
         except queue.Empty:
             pass
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for an order when no call is open."""
+        if self.contexts.tiers.fetching:
+            return _MOMENT_S
+        return _PARKED_S if self.contexts.parking else None
 
     def _wait_a_moment(self) -> bool:
         """Wait a little for an order; whether one came."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.engine.protocol import KvExhausted
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class Moves:
-    """Swaps out, swaps in and admits, in this order; what does not fit stays where it is.
+    """Carries out plans in the order that `protocol` says; what does not fit stays where it is.
 
     Attributes:
         tokens_cached: prompt tokens that admitted contexts found in the prefix cache.
@@ -27,12 +27,15 @@ class Moves:
 
     def carry_out(self, plan: Plan) -> bool:
         """Move what the plan says; gives whether anything moved."""
-        moved = False
+        parking = self._contexts.parking
+        moved = _any(parking.drop, plan.drop)
         for task in plan.swap_out:
             held = self._roster.held.get(task)
             if held is not None and held.residency is Residency.RESIDENT and self._contexts.can_swap:
                 self.swap_out(held)
                 moved = True
+        moved |= _any(parking.stow, plan.stow)
+        moved |= _any(parking.fetch, plan.fetch)
         for task in plan.swap_in:
             moved |= self._brought(task, Residency.SWAPPED, self._contexts.swap_in)
         for task in plan.admit:
@@ -67,3 +70,9 @@ class Moves:
         else:
             self._roster.note(Update(held.generation, resumed=True))
         return True
+
+
+def _any(move: Callable[[str], bool], programs: Iterable[str]) -> bool:
+    """Make every move; whether one was made."""
+    made = [move(program) for program in programs]
+    return any(made)

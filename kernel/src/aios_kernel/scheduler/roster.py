@@ -42,6 +42,7 @@ class Roster:
         self.held: dict[int, Held] = {}
         self.updates: list[Update] = []
         self._contexts = contexts
+        self._park()
 
     def arrive(self, generation: Generation) -> None:
         """Take a generation in."""
@@ -51,6 +52,7 @@ class Roster:
     def change_policy(self, policy: Policy) -> None:
         """Let another policy decide from now on; it hears of the open generations."""
         self.policy = policy
+        self._park()
         for held in [*self.held.values()]:
             self._announce(held)
 
@@ -91,6 +93,9 @@ class Roster:
     def residents(self) -> list[Held]:
         """Those whose context is in the pool."""
         return [held for held in self.held.values() if held.residency is Residency.RESIDENT]
+
+    def _park(self) -> None:
+        self._contexts.parking.switch(on=getattr(self.policy, "parks", False))
 
     def _announce(self, held: Held) -> None:
         generation = held.generation

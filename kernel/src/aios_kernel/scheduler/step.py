@@ -11,7 +11,7 @@ from aios_kernel import errors
 from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
 from aios_kernel.scheduler.moves import Moves
-from aios_kernel.scheduler.protocol import Computed, Plan, Task, View
+from aios_kernel.scheduler.protocol import Computed, Plan, Residency, Task, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ class Stepper:
         roster: the open generations.
         contexts: where their KV is.
         wait: waits a moment for an order; whether one came.
+
+    Attributes:
+        tokens_computed: that went through the model.
+        view: what the policy saw last; other threads may read it.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Stepper:
         self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
         self.tokens_computed = 0
+        self.view = self._view()
 
     @property
     def tokens_cached(self) -> int:
@@ -54,15 +59,20 @@ class Stepper:
 
     def _step(self) -> None:
         self._contexts.settle()
-        plan = self._roster.policy.decide(self._view(), time.monotonic())
+        self.view = self._view()
+        plan = self._roster.policy.decide(self.view, time.monotonic())
         moved = self._moves.carry_out(plan)
         batch = self._batch(plan)
         if batch:
             self._compute(batch)
         elif moved and self._may_move_on():
             self._fruitless += 1
-        else:
+        elif self._roster.held:
             self._stuck()
+
+    def look(self) -> None:
+        """Bring `view` up to date."""
+        self.view = self._view()
 
     def _may_move_on(self) -> bool:
         """Whether contexts may still be moved although nothing was computed for a while."""
@@ -71,13 +81,32 @@ class Stepper:
     def _view(self) -> View:
         caps = self._engine.capabilities
         return View(
-            tasks=[_task(held) for held in self._roster.held.values()],
+            tasks=[self._task(held) for held in self._roster.held.values()],
             kv_free=self._engine.kv_free(),
             kv_total=caps.kv_tokens,
             block_size=caps.block_size,
             max_batch=caps.max_batch,
             max_step_tokens=caps.max_step_tokens,
             can_swap=self._contexts.can_swap,
+            parked=self._contexts.parking.rows,
+            host_free=self._contexts.tiers.room_tokens if self._contexts.can_swap else 0,
+        )
+
+    def _task(self, held: Held) -> Task:
+        generation, order = held.generation, held.generation.order
+        return Task(
+            id=generation.id,
+            program=order.program,
+            agent=order.agent,
+            group=order.group,
+            priority=order.priority,
+            arrived_s=generation.arrived_s,
+            residency=held.residency,
+            length=held.total,
+            pending=self._contexts.pending(held),
+            generated=generation.generated,
+            root=order.root,
+            deadline_s=order.deadline_s,
         )
 
     def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:
@@ -120,6 +149,7 @@ class Stepper:
         generation = held.generation
         emitted = int(output.token is not None)
         self.tokens_computed += output.computed
+        generation.computed += output.computed
         self._tokens_joined += output.context.cached - generation.cached
         generation.cached = output.context.cached  # grows while others compute the same prefix
         if output.prompt:
@@ -148,20 +178,37 @@ class Stepper:
     # --- when memory is short ---------------------------------------------------------------------------------------
 
     def _relieve(self, group: list[Held]) -> None:
-        """The pool was fuller than the plan knew: swap the newest out, or end it when that would free nothing."""
+        """The pool was fuller than the plan knew: what is parked goes first, then the newest is swapped out.
+
+        The newest ends when swapping it out would free nothing.
+        """
+        if self._contexts.parking.drop_oldest(Residency.RESIDENT):
+            return
         newest = max(group, key=lambda held: held.generation.arrived_s)
         others = any(held is not newest for held in self._roster.residents())
-        if others and self._contexts.can_swap and self._may_move_on():
+        if others and self._may_move_on() and self._make_swap_room():
             self._fruitless += 1
             self._moves.swap_out(newest)
         else:
             self._roster.fail([newest], too_big())
 
+    def _make_swap_room(self) -> bool:
+        """Whether a context can be swapped out, if need be in the room of parked ones."""
+        parking = self._contexts.parking
+        while not self._contexts.can_swap and parking.drop_oldest(Residency.SWAPPED):
+            pass
+        return self._contexts.can_swap
+
     def _stuck(self) -> None:
-        """Nothing could run. Alone in the pool means too big; else wait a moment for an order or an end."""
+        """Nothing could run: what is parked gives way, the oldest first.
+
+        Then, alone in the pool means too big; else wait a moment for an order or an end.
+        """
         residents = self._roster.residents()
         if self._contexts.tiers.fetching:
             self._wait()
+        elif self._contexts.parking.drop_oldest(Residency.RESIDENT):
+            pass
         elif not residents:
             self._refuse_one()
         elif len(self._roster.held) == 1:
@@ -179,19 +226,3 @@ class Stepper:
                 return
         idle = errors.InternalError(f"the policy {self._roster.policy.name} runs nothing although the KV pool is free")
         self._roster.fail([next(iter(self._roster.held.values()))], idle)
-
-
-def _task(held: Held) -> Task:
-    generation, order = held.generation, held.generation.order
-    return Task(
-        id=generation.id,
-        program=order.program,
-        agent=order.agent,
-        group=order.group,
-        priority=order.priority,
-        arrived_s=generation.arrived_s,
-        residency=held.residency,
-        length=held.length,
-        pending=held.pending,
-        generated=generation.generated,
-    )
