@@ -89,6 +89,7 @@ class Parking:
         """Keep the context of a call that has ended, in place of what its program had parked before."""
         before = self._take(order.program)
         self._parked[order.program] = ParkedContext(order, now_s, context=context)
+        self._rows = None
         if before is not None:
             self._free(before)
 
