@@ -158,10 +158,16 @@ def oracle(oracles: Callable[[str], Oracle], family: str) -> Oracle:
 
 
 @pytest.fixture
-def make_engine(oracles: Callable[[str], Oracle]) -> Callable[..., TorchEngine]:
+def native() -> bool:
+    """Whether the compiled attention runs; a test that wants both parametrizes it."""
+    return True
+
+
+@pytest.fixture
+def make_engine(oracles: Callable[[str], Oracle], native: bool) -> Callable[..., TorchEngine]:
     def make(family: str = "llama", kv_tokens: int = 4096, dtype: torch.dtype = torch.float32) -> TorchEngine:
         model = copy.deepcopy(oracles(family).model).to(dtype)
-        return TorchEngine(model, kv_tokens=kv_tokens)
+        return TorchEngine(model, kv_tokens=kv_tokens, native=native)
 
     return make
 

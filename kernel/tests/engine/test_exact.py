@@ -11,13 +11,17 @@ import torch
 from aios_kernel.engine.protocol import SamplingParams
 
 Prompt = Callable[..., list[int]]
-pytestmark = pytest.mark.parametrize("family", ["llama", "gemma2"], scope="session")
+pytestmark = [
+    pytest.mark.parametrize("family", ["llama", "gemma2"], scope="session"),
+    pytest.mark.parametrize("native", [True, False], ids=["native", "plain"]),
+]
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
 def test_long_decode_of_a_steady_batch(driver: Any, oracle: Any, prompt: Prompt, budget: int) -> None:
     """Longer than the room in the gathered KV that a steady batch keeps; once without memory for it."""
-    driver.engine._dense._budget = budget
+    if driver.engine._dense is not None:
+        driver.engine._dense._budget = budget
     prompts = [prompt(length) for length in (20, 30, 33)]
     contexts = [driver.open(tokens) for tokens in prompts]
     answers = driver.answers(contexts, [100, 90, 100])

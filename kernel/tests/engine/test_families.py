@@ -1,6 +1,7 @@
 """Greedy tokens of every family in every situation, against transformers `generate` in float32.
 
-Families with sliding windows have one of 20 tokens: most prompts here are longer, and answers grow across its border.
+With the compiled attention and without it. Families with sliding windows have one of 20 tokens: most prompts here are
+longer, and answers grow across its border.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 Prompt = Callable[..., list[int]]
+pytestmark = pytest.mark.parametrize("native", [True, False], ids=["native", "plain"])
 
 
 @pytest.mark.parametrize("length", [1, 16, 33])

@@ -14,6 +14,7 @@ from aios_kernel.engine.protocol import TokenScore
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.layout import Chunk, Layout, decode_groups
+from aios_kernel.engine.torch.native.plan import plan
 from aios_kernel.engine.torch.prefix import BLOCK
 from aios_kernel.engine.torch.sampler import Choice
 
@@ -64,43 +65,72 @@ class Batch:
     """The works whose prompt is scored; the rest of `rows` is theirs, each work's together."""
 
 
-def pack(works: Sequence[Work], cache: DenseCache, device: torch.device) -> Batch:
-    """Lay out the works, each with at least one token: single tokens first, the longest context leading.
+def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) -> Batch:
+    """Lay out the works, each with at least one token: single tokens first.
 
-    `cache` gives the gathered KV of contexts that decoded together in the last step already.
+    Args:
+        works: what each context computes.
+        cache: gives the gathered KV of contexts that decoded together in the last step already; None: the compiled
+            attention runs, which reads the blocks themselves.
+        device: of the model.
     """
-    single = sorted((work for work in works if work.n_tokens == 1), key=lambda work: -work.context.n_blocks)
-    cache.begin()
+    single = [work for work in works if work.n_tokens == 1]
+    # With copies the longest context leads; without, those that begin alike are neighbours.
+    single.sort(key=lambda work: -work.context.n_blocks if cache else int(work.context.table[0]))
     chunks = [work for work in works if work.n_tokens > 1]
     ids = [work.context.tokens[work.context.computed] for work in single]
     positions = [np.array([work.context.computed for work in single], dtype=np.int64)]
     slots = [_single_slots(single, positions[0])]
     for row, work in enumerate(single):
         work.row = row
-    laid_out: list[Chunk] = []
     for work in chunks:
-        context, low = work.context, len(ids)
+        context = work.context
         ids += context.tokens[context.computed : work.length]
         work.row = len(ids) - 1
         span = np.arange(context.computed, work.length)
         positions.append(span)
         slots.append(context.table[span // BLOCK] * BLOCK + span % BLOCK)
-        laid_out.append(Chunk(low, len(ids), context.computed, _tensor(context.table.copy(), device)))
-    groups = decode_groups([work.context for work in single], [work.length for work in single], cache, device)
     emitting = [work for work in [*single, *chunks] if work.finishes]
     scoring = [work for work in [*single, *chunks] if work.scored]
     rows = [work.row for work in emitting]
     for work in scoring:
         first = work.row - work.n_tokens + 1
         rows += range(first, first + work.scored)
+    where = np.concatenate(positions)
     return Batch(
         ids=torch.tensor(ids, device=device),
-        positions=_tensor(np.concatenate(positions), device),
-        layout=Layout(_tensor(np.concatenate(slots), device), groups, laid_out),
+        positions=_tensor(where, device),
+        layout=_layout(single, chunks, np.concatenate(slots), where, cache, device),
         rows=torch.tensor(rows, dtype=torch.long, device=device),
         emitting=emitting,
         scoring=scoring,
     )
+
+
+def _layout(
+    single: Sequence[Work],
+    chunks: Sequence[Work],
+    slots: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    cache: DenseCache | None,
+    device: torch.device,
+) -> Layout:
+    at = _tensor(slots, device)
+    if cache is None:
+        tables = [work.context.table for work in single]
+        return Layout(at, [], [], plan(tables, [(w.n_tokens, w.context.table) for w in chunks], slots, positions))
+    cache.begin()
+    groups = decode_groups([work.context for work in single], [work.length for work in single], cache, device)
+    laid_out = [
+        Chunk(
+            work.row - work.n_tokens + 1,
+            work.row + 1,
+            work.context.computed,
+            _tensor(work.context.table.copy(), device),
+        )
+        for work in chunks
+    ]
+    return Layout(at, groups, laid_out)
 
 
 def _single_slots(works: Sequence[Work], positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from aios_kernel.engine.torch.embedding import TextEmbedder
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
 from aios_kernel.engine.torch.prefix import BLOCK, root_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
 from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed, cached_length
@@ -51,6 +52,7 @@ class TorchEngine:
         max_batch: contexts in one step.
         max_step_tokens: tokens in one step.
         compile: whether to compile the model, see `ModelRunner.compile`.
+        native: whether to use the compiled attention where it can be had (`native`).
 
     Raises:
         Unsupported: the model's architecture cannot run on paged attention.
@@ -66,18 +68,25 @@ class TorchEngine:
         max_batch: int = 256,
         max_step_tokens: int = 2048,
         compile: bool = False,
+        native: bool = True,
     ) -> None:
         self.name = name
-        self.fingerprint = fingerprint(model)
+        digest = fingerprint(model)
         self._runner = ModelRunner(model)
         runner = self._runner
         if compile:
             runner.compile()
-        n_blocks = pool_blocks(runner.shapes, runner.dtype, runner.device, kv_tokens)
-        self._memory = KvMemory(runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device)
+        native = native and served(runner.dtype, runner.device)
+        # The blocks have another order inside: the snapshots of one are nothing to the other.
+        self.fingerprint = f"{digest}:native" if native else digest
+        shapes = stored(runner.shapes) if native else runner.shapes
+        n_blocks = pool_blocks(shapes, runner.dtype, runner.device, kv_tokens)
+        self._memory = (NativeKvMemory if native else KvMemory)(
+            runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device
+        )
         self._pool = BlockPool(n_blocks)
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
-        self._dense = DenseCache(sum(shape.width for shape in runner.shapes) * runner.dtype.itemsize)
+        self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
             step_control=True,
@@ -220,7 +229,7 @@ class TorchEngine:
         """Drop the model and the pool; contexts that are still open are void."""
         self._pool = BlockPool(2)
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
-        self._dense.clear()
+        self._forget_copies()
         self._swapper.mover.close()
         del self._runner, self._embedder
 
@@ -236,10 +245,14 @@ class TorchEngine:
             with torch.inference_mode():
                 self._compute([work for work in works if work.n_tokens])
         except BaseException:
-            self._dense.clear()
+            self._forget_copies()
             reservation.undo()
             raise
         return [self._settle(work) for work in works]
+
+    def _forget_copies(self) -> None:
+        if self._dense is not None:
+            self._dense.clear()
 
     def _compute(self, works: Sequence[Work]) -> None:
         """Run the forward; leave choices and scores with the works."""

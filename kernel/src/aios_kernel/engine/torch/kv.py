@@ -12,6 +12,9 @@ from torch import Tensor
 
 from aios_kernel.engine.torch.prefix import BLOCK
 
+_LINE = 64
+"""Bytes of a cache line: a vector that lies across two is loaded twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -153,5 +156,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros; on the CPU pages come from the system on first touch, so that an idle pool costs no memory."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + _LINE, dtype=np.uint8)
+    begin = -raw.ctypes.data % _LINE
+    return torch.from_numpy(raw[begin : begin + size]).view(dtype).view(shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache, DenseKv, padded_tables
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.native.plan import Plan
 from aios_kernel.engine.torch.prefix import BLOCK
 
 PIECE = 512
@@ -97,6 +98,8 @@ class Layout:
     slots: Tensor
     groups: list[DecodeGroup]
     chunks: list[Chunk]
+    plan: Plan | None = None
+    """For the compiled attention, which needs no groups and chunks."""
 
 
 def decode_groups(

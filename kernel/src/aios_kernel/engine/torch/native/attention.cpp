@@ -1,0 +1,390 @@
+// Attention over KV blocks of 16 tokens, read in place: no gathered copy, no padding, a shared prefix read once.
+//
+// Scores and values are computed tile by tile with a running maximum and sum (online softmax: Milakov and Gimelshein
+// 2018; FlashAttention, Dao 2022). Everything is counted in words of 32 bits: one float32, or two bfloat16 that one
+// instruction multiplies and adds. A block of a head holds
+//   keys:   [words of a key][16 tokens]                 a word is one number of a key (two neighbours in bfloat16)
+//   values: [words of 16 tokens][padded value size]     a word is one token's number (of two neighbours in bfloat16)
+// so that both products run over whole vectors of 16 words without a shuffle.
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Words __attribute__((vector_size(64)));
+
+constexpr int BLOCK = 16;
+constexpr int TILE_BLOCKS = 8;
+constexpr int TILE = TILE_BLOCKS * BLOCK;
+constexpr int MOST_ROWS = 64;  // query rows (tokens times heads of a group) that are attended together
+constexpr int FEW_ROWS = 16;
+constexpr float LOWEST = -1e30f;
+
+struct Call {
+  const char *query, *key, *value;
+  char *out;
+  int32_t *keys, *values;
+  const int64_t *slots, *positions, *tables, *offsets, *units;
+  int64_t query_head, query_row, key_head, key_row, value_head, value_row;
+  int64_t rows, n_units, heads, kv_heads, key_dim, value_dim, window, threads;
+  float scale, softcap;
+};
+
+float as_float(int32_t word) {
+  float number;
+  std::memcpy(&number, &word, 4);
+  return number;
+}
+
+int32_t as_word(float number) {
+  int32_t word;
+  std::memcpy(&word, &number, 4);
+  return word;
+}
+
+uint16_t to_bfloat16(float number) {
+  uint32_t bits = static_cast<uint32_t>(as_word(number));
+  if (number != number) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Float32 {
+  using Number = float;
+  static constexpr int PER_WORD = 1;
+  static Floats multiply_add(Floats sum, Words a, int32_t b) { return sum + (Floats)a * as_float(b); }
+  static void store(Number *to, float number) { *to = number; }
+  static void pack(int32_t *to, const float *from, int count) { std::memcpy(to, from, sizeof(float) * count); }
+};
+
+struct BFloat16 {
+  using Number = uint16_t;
+  static constexpr int PER_WORD = 2;
+  static Floats multiply_add(Floats sum, Words a, int32_t b) {
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(b));
+#else
+    const Floats low = (Floats)(a << 16), high = (Floats)(a & (int32_t)0xffff0000);
+    return sum + low * as_float((int32_t)((uint32_t)b << 16)) + high * as_float(b & (int32_t)0xffff0000);
+#endif
+  }
+  static void store(Number *to, float number) { *to = to_bfloat16(number); }
+  static void pack(int32_t *to, const float *from, int count) {
+#if defined(__AVX512BF16__)
+    for (int i = 0; i < count; i += 16)
+      _mm256_storeu_si256((__m256i *)((uint16_t *)to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+#else
+    for (int i = 0; i < count; i++) ((uint16_t *)to)[i] = to_bfloat16(from[i]);
+#endif
+  }
+};
+
+Floats load(const float *from) {
+  Floats numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return numbers;
+}
+
+void save(float *to, Floats numbers) { std::memcpy(to, &numbers, sizeof numbers); }
+
+// e^x to about two units in the last place; 0 below -87. NaN stays NaN, so that broken logits are noticed.
+Floats exponential(Floats x) {
+  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : (x > 88.0f ? Floats{} + 88.0f : x);
+  const Floats n = (bounded * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const Floats r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * r * r + r + 1.0f;
+  const Words power = (__builtin_convertvector(n, Words) + 127) << 23;
+  return x < -87.0f ? Floats{} : y * (Floats)power;
+}
+
+Floats turned(Floats x, int by) {
+  const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(x, (lanes + by) & 15);
+}
+
+float largest(Floats x) {
+  for (int by = 8; by; by /= 2) {
+    const Floats other = turned(x, by);
+    x = x > other ? x : other;
+  }
+  return x[0];
+}
+
+float total(Floats x) {
+  for (int by = 8; by; by /= 2) x += turned(x, by);
+  return x[0];
+}
+
+// Rows `first` to `end` with the heads `head` to `last_head`.
+struct Task {
+  int64_t first, end, shared, head, last_head;
+};
+
+// What one thread works with: query rows, their running softmax, one tile of scores.
+struct Scratch {
+  std::vector<int32_t> query, weights;
+  std::vector<float> maxima;
+  std::vector<Floats> scores, sums, totals;
+  std::vector<int64_t> positions;
+  void size(int rows, int key_words, int width) {
+    query.resize((size_t)rows * key_words);
+    weights.resize((size_t)rows * TILE);
+    scores.resize((size_t)rows * TILE_BLOCKS);
+    sums.resize((size_t)rows * width / BLOCK);
+    maxima.resize(rows);
+    totals.resize(rows);
+    positions.resize(rows);
+  }
+};
+
+template <class T>
+struct Attention {
+  const Call &call;
+  Scratch &s;
+  int group, key_words, width;
+
+  static constexpr int VALUE_WORDS = BLOCK / T::PER_WORD;
+
+  Attention(const Call &call, Scratch &scratch)
+      : call(call),
+        s(scratch),
+        group((int)(call.heads / call.kv_heads)),
+        key_words((int)((call.key_dim + T::PER_WORD - 1) / T::PER_WORD)),
+        width((int)((call.value_dim + 15) / 16 * 16)) {}
+
+  float *scores() const { return (float *)s.scores.data(); }
+  float *sums() const { return (float *)s.sums.data(); }
+  const int32_t *key_block(int64_t block, int64_t head) const {
+    return call.keys + (block * call.kv_heads + head) * key_words * BLOCK;
+  }
+  const int32_t *value_block(int64_t block, int64_t head) const {
+    return call.values + (block * call.kv_heads + head) * VALUE_WORDS * width;
+  }
+
+  template <int R, int B>
+  void score(int row, const int32_t *const *keys, int column) const {
+    Floats sum[R][B] = {};
+    const int32_t *query = s.query.data() + (size_t)row * key_words;
+    for (int word = 0; word < key_words; word++) {
+      Words key[B];
+#pragma GCC unroll 8
+      for (int b = 0; b < B; b++) std::memcpy(&key[b], keys[b] + word * BLOCK, 64);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int b = 0; b < B; b++) sum[r][b] = T::multiply_add(sum[r][b], key[b], query[r * key_words + word]);
+    }
+    for (int r = 0; r < R; r++)
+      for (int b = 0; b < B; b++) save(scores() + (row + r) * TILE + column + b * BLOCK, sum[r][b]);
+  }
+
+  template <int R>
+  void score_rows(int &row, int end, const int32_t *const *keys, int blocks) const {
+    constexpr int B = R > 2 ? 2 : 4;
+    for (; row + R <= end; row += R) {
+      int b = 0;
+      for (; b + B <= blocks; b += B) score<R, B>(row, keys + b, b * BLOCK);
+      for (; b < blocks; b++) score<R, 1>(row, keys + b, b * BLOCK);
+    }
+  }
+
+  template <int R, int D>
+  void weigh(int row, const int32_t *const *values, int blocks, int column) const {
+    Floats sum[R][D];
+    float *to = sums() + (size_t)row * width + column;
+    const int32_t *weights = s.weights.data() + row * TILE;
+    for (int r = 0; r < R; r++)
+      for (int d = 0; d < D; d++) sum[r][d] = load(to + r * width + d * 16);
+    for (int b = 0; b < blocks; b++)
+      for (int word = 0; word < VALUE_WORDS; word++) {
+        Words value[D];
+#pragma GCC unroll 8
+        for (int d = 0; d < D; d++) std::memcpy(&value[d], values[b] + word * width + column + d * 16, 64);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+          for (int d = 0; d < D; d++)
+            sum[r][d] = T::multiply_add(sum[r][d], value[d], weights[r * TILE + b * VALUE_WORDS + word]);
+      }
+    for (int r = 0; r < R; r++)
+      for (int d = 0; d < D; d++) save(to + r * width + d * 16, sum[r][d]);
+  }
+
+  template <int R>
+  void weigh_rows(int &row, int end, const int32_t *const *values, int blocks) const {
+    for (; row + R <= end; row += R) {
+      int column = 0;
+      for (; column + 64 <= width; column += 64) weigh<R, 4>(row, values, blocks, column);
+      for (; column < width; column += 16) weigh<R, 1>(row, values, blocks, column);
+    }
+  }
+
+  // Scores of one row to weights; what the row summed before shrinks when its maximum grows.
+  void soften(int row, int blocks, int64_t start, bool masked) const {
+    float *row_scores = scores() + row * TILE;
+    const int64_t position = s.positions[row];
+    const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int32_t window = call.window > 0 && call.window < INT32_MAX ? (int32_t)call.window : INT32_MAX;
+    Floats x[TILE_BLOCKS], most = Floats{} + LOWEST;
+    for (int b = 0; b < blocks; b++) {
+      x[b] = load(row_scores + b * BLOCK) * call.scale;
+      if (call.softcap > 0) x[b] = call.softcap * (1.0f - 2.0f / (exponential(x[b] * (2.0f / call.softcap)) + 1.0f));
+      if (masked) {
+        // How far each token is behind the row's own, within what 32 bits can hold.
+        const Words behind = (int32_t)(position - start - b * BLOCK) - lanes;
+        x[b] = (behind < 0) | (behind >= window) ? Floats{} - __builtin_inff() : x[b];
+      }
+      most = most > x[b] ? most : x[b];
+    }
+    const float before = s.maxima[row], found = largest(most), now = before > found ? before : found;
+    if (now != before) {
+      const float shrink = exponential(Floats{} + (before - now))[0];
+      s.totals[row] *= shrink;
+      float *to = sums() + (size_t)row * width;
+      for (int d = 0; d < width; d += 16) save(to + d, load(to + d) * shrink);
+      s.maxima[row] = now;
+    }
+    for (int b = 0; b < blocks; b++) {
+      x[b] = exponential(x[b] - now);
+      s.totals[row] += x[b];
+      save(row_scores + b * BLOCK, x[b]);
+    }
+    T::pack(s.weights.data() + row * TILE, row_scores, blocks * BLOCK);
+  }
+
+  // Rows `row` to `end` of every head of a task attend to the blocks `first` to `last` of a table. The heads take turns
+  // at each tile, because their blocks are neighbours in memory.
+  void attend(const Task &task, int row, int end, const int64_t *table, int64_t first, int64_t last) const {
+    const int rows = (int)(task.end - task.first) * group;
+    int64_t low = s.positions[row], high = low;
+    for (int r = row; r < end; r++) {
+      low = low < s.positions[r] ? low : s.positions[r];
+      high = high > s.positions[r] ? high : s.positions[r];
+    }
+    last = last < high / BLOCK + 1 ? last : high / BLOCK + 1;
+    if (call.window > 0 && low - call.window + 1 > first * BLOCK) first = (low - call.window + 1) / BLOCK;
+    for (int64_t at = first; at < last; at += TILE_BLOCKS) {
+      const int blocks = (int)(last - at < TILE_BLOCKS ? last - at : TILE_BLOCKS);
+      const bool masked = (at + blocks) * BLOCK - 1 > low || (call.window > 0 && at * BLOCK <= high - call.window);
+      for (int64_t head = task.head; head < task.last_head; head++) {
+        const int before = (int)(head - task.head) * rows;
+        tile(before + row, before + end, table + at, blocks, head, at * BLOCK, masked);
+      }
+    }
+  }
+
+  void tile(int row, int end, const int64_t *table, int blocks, int64_t head, int64_t start, bool masked) const {
+    const int32_t *keys[TILE_BLOCKS], *values[TILE_BLOCKS];
+    for (int b = 0; b < blocks; b++) {
+      keys[b] = key_block(table[b], head);
+      values[b] = value_block(table[b], head);
+    }
+    int r = row;
+    score_rows<8>(r, end, keys, blocks);
+    score_rows<4>(r, end, keys, blocks);
+    score_rows<2>(r, end, keys, blocks);
+    score_rows<1>(r, end, keys, blocks);
+    for (r = row; r < end; r++) soften(r, blocks, start, masked);
+    r = row;
+    weigh_rows<4>(r, end, values, blocks);
+    weigh_rows<2>(r, end, values, blocks);
+    weigh_rows<1>(r, end, values, blocks);
+  }
+
+  void run(const Task &task) const {
+    const int rows = (int)(task.end - task.first) * group, all = rows * (int)(task.last_head - task.head);
+    s.size(all, key_words, width);
+    std::memset(sums(), 0, sizeof(float) * (size_t)all * width);
+    for (int row = 0; row < all; row++) begin(row, task.first + row % rows / group, query_head(task, row, rows));
+    if (task.shared) attend(task, 0, rows, call.tables + call.offsets[task.first], 0, task.shared);
+    for (int64_t token = task.first; token < task.end; token++) {
+      const int64_t last = call.positions[token] / BLOCK + 1;
+      const int row = (int)(token - task.first) * group;
+      if (last > task.shared) attend(task, row, row + group, call.tables + call.offsets[token], task.shared, last);
+    }
+    for (int row = 0; row < all; row++) finish(row, task.first + row % rows / group, query_head(task, row, rows));
+  }
+
+  int64_t query_head(const Task &task, int row, int rows) const {
+    return (task.head + row / rows) * group + row % group;
+  }
+
+  void begin(int row, int64_t token, int64_t head) const {
+    int32_t *query = s.query.data() + (size_t)row * key_words;
+    query[key_words - 1] = 0;
+    const auto *from = (const typename T::Number *)call.query + head * call.query_head + token * call.query_row;
+    std::memcpy(query, from, sizeof(typename T::Number) * call.key_dim);
+    s.maxima[row] = LOWEST;
+    s.totals[row] = Floats{};
+    s.positions[row] = call.positions[token];
+  }
+
+  void finish(int row, int64_t token, int64_t head) const {
+    const float scale = 1.0f / total(s.totals[row]);
+    const float *from = sums() + (size_t)row * width;
+    auto *out = (typename T::Number *)call.out + (token * call.heads + head) * call.value_dim;
+    for (int d = 0; d < call.value_dim; d++) T::store(out + d, from[d] * scale);
+  }
+
+  // Write one token's key and value of a head to its slot.
+  void put(int64_t row, int64_t head) const {
+    const int64_t block = call.slots[row] / BLOCK, lane = call.slots[row] % BLOCK;
+    const auto *key = (const typename T::Number *)call.key + head * call.key_head + row * call.key_row;
+    const auto *value = (const typename T::Number *)call.value + head * call.value_head + row * call.value_row;
+    auto *keys = (typename T::Number *)key_block(block, head), *values = (typename T::Number *)value_block(block, head);
+    const int64_t whole = call.key_dim / T::PER_WORD;
+    for (int64_t word = 0; word < whole; word++)
+      std::memcpy(keys + (word * BLOCK + lane) * T::PER_WORD, key + word * T::PER_WORD, 4);
+    if (whole < key_words) keys[(whole * BLOCK + lane) * T::PER_WORD] = key[call.key_dim - 1];
+    values += lane / T::PER_WORD * width * T::PER_WORD + lane % T::PER_WORD;
+    for (int64_t d = 0; d < call.value_dim; d++) values[d * T::PER_WORD] = value[d];
+  }
+};
+
+// What can run beside each other. Few rows wait for memory, and all heads together read it in one stream; many rows
+// compute, and one head's blocks stay in the cache.
+std::vector<Task> tasks_of(const Call &call) {
+  const int64_t group = call.heads / call.kv_heads, most = group < MOST_ROWS ? MOST_ROWS / group : 1;
+  const int64_t split = call.n_units < 2 * call.threads ? call.threads : 1;
+  std::vector<Task> tasks;
+  for (int64_t unit = 0; unit < call.n_units; unit++) {
+    const int64_t first = call.units[unit * 3], end = call.units[unit * 3 + 1], shared = call.units[unit * 3 + 2];
+    const bool chunk = (end - first) * group > FEW_ROWS && call.offsets[first] == call.offsets[end - 1];
+    const int64_t together = chunk ? 1 : (call.kv_heads + split - 1) / split;
+    for (int64_t head = 0; head < call.kv_heads; head += together)
+      for (int64_t row = first; row < end; row += most) {
+        const int64_t last_head = head + together < call.kv_heads ? head + together : call.kv_heads;
+        tasks.push_back({row, row + most < end ? row + most : end, shared, head, last_head});
+      }
+  }
+  return tasks;
+}
+
+template <class T>
+void run(const Call &call) {
+  const std::vector<Task> tasks = tasks_of(call);
+  const int64_t n_tasks = (int64_t)tasks.size(), n_puts = call.rows * call.kv_heads;
+#pragma omp parallel num_threads(call.threads) if (call.threads > 1)
+  {
+    thread_local Scratch scratch;
+    const Attention<T> attention(call, scratch);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n_puts; i++) attention.put(i / call.kv_heads, i % call.kv_heads);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < n_tasks; i++) attention.run(tasks[i]);
+  }
+}
+
+}  // namespace
+
+extern "C" void aios_attend_float32(const Call *call) { run<Float32>(*call); }
+extern "C" void aios_attend_bfloat16(const Call *call) { run<BFloat16>(*call); }

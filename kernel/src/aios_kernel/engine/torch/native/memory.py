@@ -1,0 +1,93 @@
+"""The KV pool in the order that the compiled attention reads, and the call of it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aios_kernel.engine.torch.kv import KvMemory, LayerShape
+from aios_kernel.engine.torch.native.build import library
+from aios_kernel.engine.torch.native.plan import Plan
+
+_FUNCTIONS = {torch.float32: "aios_attend_float32", torch.bfloat16: "aios_attend_bfloat16"}
+_POINTERS = ("query", "key", "value", "out", "keys", "values", "slots", "positions", "tables", "offsets", "units")
+_NUMBERS = (
+    "query_head", "query_row", "key_head", "key_row", "value_head", "value_row",
+    "rows", "n_units", "heads", "kv_heads", "key_dim", "value_dim", "window", "threads",
+)  # fmt: skip
+
+
+class Scoring(NamedTuple):
+    """How scores are made: scaled, capped by `softcap * tanh(score / softcap)`, seen for the last `window` tokens."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class _Call(ctypes.Structure):
+    """`Call` of attention.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    ]
+
+
+def served(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether compiled attention can be had."""
+    return device.type == "cpu" and dtype in _FUNCTIONS and library() is not None
+
+
+def stored(shapes: Sequence[LayerShape]) -> list[LayerShape]:
+    """What such a pool stores of a token: keys padded to whole words, values to whole vectors of 16."""
+    return [LayerShape(s.heads, -(-s.key_dim // 2) * 2, -(-s.value_dim // 16) * 16) for s in shapes]
+
+
+class NativeKvMemory(KvMemory):
+    """A pool whose blocks have another order inside (attention.cpp); copied and cleared as any other.
+
+    Args:
+        shapes: of the model, see `stored`.
+        n_blocks: of the pool.
+        dtype: float32 or bfloat16.
+        device: the CPU.
+    """
+
+    def __init__(
+        self, shapes: Sequence[LayerShape], n_blocks: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(stored(shapes), n_blocks, dtype=dtype, device=device)
+        self._run: Any = getattr(library(), _FUNCTIONS[dtype])
+        self._run.restype = None
+        self._run.argtypes = [ctypes.POINTER(_Call)]
+        self._pointers = [
+            (keys.data_ptr(), values.data_ptr()) for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+
+    def attend(self, layer: int, plan: Plan, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """Write new keys and values, then attend; arguments as of `attention.paged_attention`.
+
+        Returns:
+            The attended values, [1, rows, heads, dim].
+        """
+        query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
+        heads, rows, key_dim = query.shape[1:]
+        out = query.new_empty(1, rows, heads, value.shape[3])
+        keys, values = self._pointers[layer]
+        call = _Call(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), keys, values,
+            plan.slots.ctypes.data, plan.positions.ctypes.data, plan.tables.ctypes.data, plan.offsets.ctypes.data,
+            plan.units.ctypes.data,
+            *query.stride()[1:3], *key.stride()[1:3], *value.stride()[1:3],
+            rows, len(plan.units), heads, key.shape[1], key_dim, value.shape[3],
+            scoring.window or 0, torch.get_num_threads(), scoring.scale, scoring.softcap or 0.0,
+        )  # fmt: skip
+        self._run(call)
+        return out
