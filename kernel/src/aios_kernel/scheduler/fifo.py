@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aios_kernel.scheduler.options import check_known
 from aios_kernel.scheduler.packing import Packer
-from aios_kernel.scheduler.protocol import Event, Options, Plan, View
+from aios_kernel.scheduler.protocol import Event, Options, Plan, Residency, View
 
 
 class Fifo:
@@ -22,4 +22,5 @@ class Fifo:
 
     def decide(self, view: View, now_s: float) -> Plan:
         """Serve in order of arrival."""
-        return Packer(view, view.tasks).fill()
+        residents = [task for task in view.active() if task.residency is Residency.RESIDENT]
+        return Packer(view, view.tasks, residents=residents).fill()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 from aios_kernel.scheduler.protocol import Plan, Residency, Task, View
+
+_RESIDENT, _QUEUED = Residency.RESIDENT, Residency.QUEUED
 
 
 class Packer:
@@ -12,23 +15,30 @@ class Packer:
 
     Args:
         view: the state to plan for.
-        ranked: tasks, the one to serve first in front. Memory is taken from the back: when a resident task cannot
-            grow, the last resident task behind it is swapped out.
-        may_displace: whether this newcomer (queued or swapped) may push lower-ranked residents out.
+        ranked: tasks, the one to serve first in front; read no further than somebody can still be served, so that it
+            may be a generator over thousands. Memory is taken from the back: when a resident task cannot grow, the
+            last resident task behind it is swapped out.
+        may_displace: whether a newcomer (queued or swapped) may push out a resident that ranks behind it.
+        residents: the resident ones among `ranked`, in the same order; None: found there.
         idle: residents that are not to run in this step; they rank behind all others when memory is short.
     """
 
     def __init__(
         self,
         view: View,
-        ranked: Sequence[Task],
-        may_displace: Callable[[Task], bool] = lambda _: False,
+        ranked: Iterable[Task],
+        may_displace: Callable[[Task, Task], bool] = lambda newcomer, victim: False,
         *,
+        residents: Sequence[Task] | None = None,
         idle: Sequence[Task] = (),
     ) -> None:
+        if residents is None:
+            ranked = [*ranked]
+            residents = [task for task in ranked if task.residency is _RESIDENT]
         self._plan = Plan()
         self._view = view
         self._ranked = ranked
+        self._residents = residents
         self._idle = idle
         self._may_displace = may_displace
         self._free = view.kv_free
@@ -36,27 +46,55 @@ class Packer:
         self._slots = view.max_batch
         self._run: dict[int, int] = {}  # task -> tokens, in the order of the plan
         self._gone: set[int] = set()
+        self._passed = 0  # residents that the ranking has named so far
 
     def fill(self) -> Plan:
         """Decoding contexts first (one token each), then newcomers and prefill chunks in rank order."""
-        for task in self._ranked:
-            if task.residency is Residency.RESIDENT and task.pending == 1:
-                self._continue(task)
-        full = False  # nobody overtakes the first newcomer that does not fit
-        for task in self._ranked:
-            if task.residency is not Residency.RESIDENT:
-                full = full or not self._bring_in(task)
-            elif task.pending > 1:
-                self._continue(task)
+        ranked, late = self._sift()
+        self._decode(late, wanted=False)
+        self._serve(ranked)
+        if late:
+            self._decode(late, wanted=True)
         self._plan.run = list(self._run.items())
         return self._plan
 
-    def _continue(self, task: Task) -> None:
+    def _sift(self) -> tuple[Iterator[Task], set[int]]:
+        """The ranking, and who decodes last: with more residents than places in the batch, all but the best-ranked."""
+        ranked = iter(self._ranked)
+        if len(self._residents) < self._view.max_batch or not self._view.can_swap:
+            return ranked, set()
+        best = [*islice(ranked, self._view.max_batch)]
+        late = {task.id for task in self._residents} - {task.id for task in best}
+        return chain(best, ranked), late
+
+    def _decode(self, late: set[int], *, wanted: bool) -> None:
+        for place, task in enumerate(self._residents):
+            if task.pending == 1 and (task.id in late) is wanted:
+                self._continue(task, place)
+
+    def _serve(self, ranked: Iterator[Task]) -> None:
+        """Newcomers and prefills, until there is nothing left to give or nobody left to take."""
+        chunks = sum(task.pending > 1 for task in self._residents)
+        full = False  # nobody overtakes the first newcomer that does not fit
+        if not self._budget or not self._slots:
+            return
+        for task in ranked:
+            if task.residency is not _RESIDENT:
+                full = full or not self._bring_in(task)
+            else:
+                self._passed += 1
+                if task.pending > 1:
+                    chunks -= 1
+                    self._continue(task, self._passed - 1)
+            if not self._budget or not self._slots or (full and not chunks):
+                return
+
+    def _continue(self, task: Task, place: int) -> None:
         """Run a resident task: its whole chunk if room can be made for it, else what fits."""
         if task.id in self._gone or not self._slots:
             return
         tokens = min(task.pending, self._budget)
-        if tokens and not self._make_room(self._view.kv_need(task, tokens), task):
+        if tokens and not self._make_room(self._view.kv_need(task, tokens), self._behind(place + 1)):
             tokens = min(tokens, self._view.kv_fits(task, self._free))
         if tokens > 0:
             self._take(task, tokens, self._view.kv_need(task, tokens))
@@ -66,12 +104,12 @@ class Packer:
 
         Room is asked for the whole prompt, so that a prefill once begun need not stop half way.
         """
-        if not self._slots or not self._budget:
-            return False
         whole = self._view.kv_need(task, task.pending)
-        if whole > self._free and not (self._may_displace(task) and self._make_room(whole, task)):
-            return False
-        target = self._plan.admit if task.residency is Residency.QUEUED else self._plan.swap_in
+        if whole > self._free:
+            victims = (victim for victim in self._behind(self._passed) if self._may_displace(task, victim))
+            if not self._make_room(whole, victims):
+                return False
+        target = self._plan.admit if task.residency is _QUEUED else self._plan.swap_in
         target.append(task.id)
         self._take(task, min(task.pending, self._budget), whole)
         return True
@@ -82,8 +120,8 @@ class Packer:
         self._budget -= tokens
         self._slots -= 1
 
-    def _make_room(self, need: int, claimant: Task) -> bool:
-        """Swap out tasks ranked behind the claimant, last first, until `need` tokens of KV are free.
+    def _make_room(self, need: int, candidates: Iterator[Task]) -> bool:
+        """Swap out candidates, the first ones first, until `need` tokens of KV are free.
 
         Nobody is swapped out when that would still not be enough.
         """
@@ -91,7 +129,7 @@ class Packer:
             return True
         victims: list[Task] = []
         gain = 0
-        for victim in self._behind(claimant) if self._view.can_swap else ():
+        for victim in candidates if self._view.can_swap else ():
             victims.append(victim)
             gain += self._view.kv_held(victim) + self._planned(victim)
             if need <= self._free + gain:
@@ -100,15 +138,14 @@ class Packer:
                 return True
         return False
 
-    def _behind(self, claimant: Task) -> list[Task]:
-        """Residents ranked behind a task, the last first."""
-        found: list[Task] = []
-        for task in (*reversed(self._idle), *reversed(self._ranked)):
-            if task is claimant:
-                break
-            if task.residency is Residency.RESIDENT and task.id not in self._gone:
-                found.append(task)
-        return found
+    def _behind(self, place: int) -> Iterator[Task]:
+        """Residents from a place in the ranking on, the last first."""
+        for task in reversed(self._idle):
+            if task.id not in self._gone:
+                yield task
+        for number in range(len(self._residents) - 1, place - 1, -1):
+            if self._residents[number].id not in self._gone:
+                yield self._residents[number]
 
     def _planned(self, task: Task) -> int:
         """KV that this plan already takes for a resident task."""

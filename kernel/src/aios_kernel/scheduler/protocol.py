@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias, Union
 
+from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import Priority
 
 
@@ -91,6 +92,20 @@ class View:
     """One a program at most; empty unless the policy has `parks`."""
     host_free: int = 0
     """Tokens of KV that the swap space can still take."""
+    placed: Sequence[Task] | None = None
+    """Those of the tasks that are not queued; None: not sorted out (`active` finds them)."""
+    index: Mapping[int, Task] | None = None
+    """The tasks by id; None: not made (`by_id` makes it)."""
+
+    def active(self) -> Sequence[Task]:
+        """Tasks with KV, in the pool or swapped out, in order of arrival."""
+        if self.placed is not None:
+            return self.placed
+        return [task for task in self.tasks if task.residency is not Residency.QUEUED]
+
+    def by_id(self) -> Mapping[int, Task]:
+        """The tasks by id."""
+        return self.index if self.index is not None else {task.id: task for task in self.tasks}
 
     def kv_held(self, task: Task) -> int:
         """Tokens of KV, in whole blocks, that the task holds in the pool, or would share with what is parked there."""
@@ -125,6 +140,10 @@ class Plan:
     stow: list[str] = field(default_factory=list[str])
     fetch: list[str] = field(default_factory=list[str])
     drop: list[str] = field(default_factory=list[str])
+    refuse: list[tuple[int, AiosError]] = field(default_factory=list[tuple[int, AiosError]])
+    """Tasks to end with an error, before anything else is done."""
+    patient: bool = False
+    """That nothing runs is meant so: a task waits for the time to pass (a rate)."""
 
 
 @dataclass(frozen=True, slots=True)
