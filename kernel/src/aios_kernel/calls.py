@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from aios_kernel import errors
 from aios_kernel.process import Program
-from aios_kernel.syscalls import Delta, Done, Failed, LlmDelta, Result, Syscall, Usage, name_of
+from aios_kernel.syscalls import Delta, Done, Failed, LlmDelta, Mark, Result, Syscall, Usage, WindowCut, name_of
 
 if TYPE_CHECKING:
     from aios_kernel.chat.generation import Generation
@@ -41,6 +41,11 @@ class OpenCall:
     usage: Usage = field(default_factory=Usage)
     generations: list[Generation] = field(default_factory=list["Generation"])
     """Of an LLM call: its answers in the making, more than one if it asked for several."""
+    found: tuple[int, int] = (0, 0)
+    """Of an LLM call: open generations and free tokens of KV when it began to wait for the model."""
+    cut: WindowCut | None = None
+    """Of an LLM call: what its window had no room for."""
+    marks: list[Mark] = field(default_factory=list[Mark])
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
 

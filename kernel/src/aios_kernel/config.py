@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from aios_kernel.errors import ConfigError
+from aios_kernel.syscalls import WindowStrategy
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
@@ -51,6 +52,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Threads of the engine; 0: the library's choice."""
     compile: bool = False
     """Compile the model at the start: a minute at first, some seconds later; then each step has less overhead."""
+    window: WindowStrategy = "refuse"
+    """Conversations longer than the model's window: `refuse`, `drop_oldest_turns` or `summarise`."""
     policy: str = "fifo"
     policy_options: dict[str, float | int | str | bool] = {}
     kv_host_bytes: _Count = 0

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
+import msgspec
+
 from aios_kernel import errors, syscalls
 from aios_kernel.access import AuditEntry
 from aios_kernel.agents import AgentService
@@ -37,13 +39,15 @@ from aios_kernel.syscalls import (
     KernelTrace,
     LlmChat,
     LlmEmbed,
+    Mark,
     Ok,
     Result,
     Span,
     Trace,
 )
 from aios_kernel.tool_calls import ToolService
-from aios_kernel.trace import Tracer
+from aios_kernel.trace import Tracer, marks_of
+from aios_kernel.windows import Windows
 
 _log = logging.getLogger(__name__)
 _SWEEP_S = 0.5
@@ -68,10 +72,11 @@ class Kernel:
         self.agents = AgentService(observe=self.dispatcher.observe, drop=managers.drop)
         self.sessions: set[Session] = set()
         self.shutdown = asyncio.Event()
+        self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._chat = ChatService(model, config)
+        self._windows = Windows(self._chat, self._prepare, self.submit, self.ended)
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
-        self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = 0
         self._closing = False
@@ -202,13 +207,14 @@ class Kernel:
             cached_tokens=open_call.usage.cached_tokens,
             completion_tokens=open_call.usage.completion_tokens,
             diverged_tokens=sum(generation.diverged for generation in open_call.generations),
+            marks=marks_of(open_call, started, self.model.engine.capabilities.kv_tokens),
         )
 
     # --- the model --------------------------------------------------------------------------------------------------
 
     def _do_chat(self, open_call: OpenCall, call: LlmChat) -> None:
         open_call.queue()
-        if self._chat.is_small(call):
+        if self._chat.is_small(call) and self._chat.fits_by_itself(call, open_call.program):
             self._launch(open_call, self._chat.prepare_all(self.dispatcher.next_id, call, open_call.program))
         else:
             open_call.task = self._in_background(self._prepare_and_launch(open_call, call))
@@ -216,7 +222,8 @@ class Kernel:
     async def _prepare_and_launch(self, open_call: OpenCall, call: LlmChat) -> None:
         next_id, program = self.dispatcher.next_id, open_call.program
         try:
-            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare_all, next_id, call, program)
+            fitted = await self._windows.fit(open_call, call)
+            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare_all, next_id, fitted, program)
             self._launch(open_call, await prepared)
         except Exception as error:  # noqa: BLE001 - as in submit
             open_call.fail(_typed(error))
@@ -225,6 +232,7 @@ class Kernel:
         if open_call.ended:
             return
         open_call.generations = generations
+        open_call.found = (len(self._generations), self.model.engine.kv_free())
         for generation in generations:
             self._generations[generation.id] = open_call
             self.dispatcher.submit(generation)
@@ -250,9 +258,12 @@ class Kernel:
         generation, program = update.generation, open_call.program
         if update.preempted:
             program.account.snapshots += 1
+            open_call.marks.append(Mark(time.time(), "preempt"))
             open_call.pause(time.time())
-        elif update.resumed and open_call.started_s is not None:
-            open_call.run(time.time())
+        elif update.resumed:
+            open_call.marks.append(Mark(time.time(), "restore"))
+            if open_call.started_s is not None:
+                open_call.run(time.time())
         elif open_call.started_s is None and generation.started_s is not None:
             open_call.run(time.time() - (time.monotonic() - generation.started_s))
         assert isinstance(open_call.call, LlmChat)
@@ -262,7 +273,7 @@ class Kernel:
             if isinstance(generation.ended, errors.AiosError):
                 open_call.fail(generation.ended)
             elif (result := combined(open_call.generations)) is not None:
-                open_call.finish(result)
+                open_call.finish(msgspec.structs.replace(result, window=open_call.cut) if open_call.cut else result)
 
     def _settle(self, open_call: OpenCall) -> None:
         """Take an ended LLM call out of the books; one that ended early is stopped in the engine."""
@@ -301,6 +312,8 @@ class Kernel:
             tokens_diverged=dispatcher.contexts.tokens_diverged,
             swap_host_bytes=dispatcher.contexts.tiers.host_bytes,
             swap_disk_bytes=dispatcher.contexts.tiers.disk_bytes,
+            windows_cut=self._windows.cut,
+            window_tokens_dropped=self._windows.tokens_dropped,
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

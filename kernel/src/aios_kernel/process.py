@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from aios_kernel import errors
-from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState
+from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState, WindowStrategy
 
 _FINISHED_KEPT = 1000
 _NAME_LIMIT = 200
@@ -44,6 +44,8 @@ class Program:
     framework: str = ""
     priority: Priority = "normal"
     parent: str | None = None
+    window: WindowStrategy | None = None
+    """For its chats; None: the kernel's."""
     session: int = 0
     started_s: float = field(default_factory=time.time)
     finished_s: float | None = None
@@ -126,6 +128,7 @@ class ProcessTable:
             framework=call.framework or (parent.framework if parent else ""),
             priority=call.priority,
             parent=call.parent,
+            window=call.window or (parent.window if parent else None),
             session=session,
         )
         self._alive[program.id] = program

@@ -17,6 +17,8 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 Priority: TypeAlias = Literal["interactive", "normal", "batch"]
 Right: TypeAlias = Literal["read", "write"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+WindowStrategy: TypeAlias = Literal["refuse", "drop_oldest_turns", "summarise"]
+"""What becomes of a conversation that outgrows the model's window."""
 ProgramState: TypeAlias = Literal["idle", "ready", "running", "tool", "message", "finished"]
 
 
@@ -89,6 +91,7 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     `tool_choice` is `auto`, `none`, `required` or a tool's name. At most one of these holds the answer's text:
     `schema`, a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or
     `choice`, of which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
+    `window` overrides what is declared for the agent: its program's, or the kernel's `window`.
     """
 
     messages: list[Message]
@@ -101,6 +104,7 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     stream: bool = False
     regex: str | None = None
     choice: list[str] = []
+    window: WindowStrategy | None = None
 
 
 class LlmEmbed(_Message, frozen=True, tag="llm.embed"):
@@ -126,6 +130,18 @@ class Usage(_Message, frozen=True):
     completion_tokens: int = 0
 
 
+class WindowCut(_Message, frozen=True):
+    """What was left out of a conversation that outgrew the window; tokens are of the messages' text alone.
+
+    `summary_tokens` is the length of the summary in their place; its own calls are accounted to the program apart.
+    """
+
+    strategy: WindowStrategy
+    dropped_messages: int
+    dropped_tokens: int
+    summary_tokens: int = 0
+
+
 class LlmDelta(_Message, frozen=True, tag="llm.delta"):
     """A piece of a streamed answer: text, or tool calls that are complete. `index` tells which of `n` answers."""
 
@@ -138,8 +154,9 @@ class LlmDelta(_Message, frozen=True, tag="llm.delta"):
 class LlmResult(_Message, frozen=True, tag="llm.result"):
     """The whole answer. `text` excludes the tool calls; `argmax` (token ids) is set for forced decoding.
 
-    `prompt_logprobs` has no entry for the first token. Of `n` answers this is the first; `others` has the rest, and the
-    usage here counts them all: the prompt once, their tokens together.
+    `prompt_logprobs` has no entry for the first token. `window` says what was left out of the prompt. Of `n` answers
+    this is the first; `others` has the rest, and the usage here counts them all: the prompt once, their tokens
+    together.
     """
 
     model: str
@@ -151,6 +168,7 @@ class LlmResult(_Message, frozen=True, tag="llm.result"):
     argmax: list[int] = []
     prompt_logprobs: list[TokenLogprob] = []
     others: list[LlmResult] = []
+    window: WindowCut | None = None
 
 
 class Embeddings(_Message, frozen=True, tag="llm.embeddings"):
@@ -368,6 +386,8 @@ class AgentSpawn(_Message, frozen=True, tag="agent.spawn"):
     priority: Priority = "normal"
     group: str | None = None
     parent: str | None = None
+    window: WindowStrategy | None = None
+    """For its chats that name none; None: its parent's, or the kernel's."""
 
 
 class AgentExit(_Message, frozen=True, tag="agent.exit"):
@@ -544,12 +564,29 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """KV of earlier turns that the next turn's prompt did not match, and that was computed again."""
     swap_host_bytes: int = 0
     swap_disk_bytes: int = 0
+    windows_cut: int = 0
+    """Chats that outgrew the window and were cut by their declared strategy..."""
+    window_tokens_dropped: int = 0
+    """...and the tokens that were left out of them."""
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):
     """Rows of the process table, oldest first."""
 
     programs: list[ProgramInfo]
+
+
+class Mark(_Message, frozen=True):
+    """A moment in a span.
+
+    `preempt` and `restore`: an open call's KV left the pool and came back. `swap_out`, `swap_in` and `drop`: the KV
+    that the program's last call left was moved, or given up. `cut`: the conversation outgrew the window. `queued`: what
+    the call found when it began to wait.
+    """
+
+    at_s: float
+    kind: Literal["preempt", "restore", "swap_out", "swap_in", "drop", "cut", "queued"]
+    detail: str = ""
 
 
 class Span(_Message, frozen=True, tag="kernel.span"):
@@ -569,6 +606,7 @@ class Span(_Message, frozen=True, tag="kernel.span"):
     completion_tokens: int = 0
     diverged_tokens: int = 0
     """KV of the turn before that this turn's prompt did not match."""
+    marks: list[Mark] = []
 
 
 class Trace(_Message, frozen=True, tag="kernel.trace_result"):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from aios_kernel.syscalls import Span
+from aios_kernel.syscalls import Mark, Span
+
+if TYPE_CHECKING:
+    from aios_kernel.calls import OpenCall
 
 _KEPT = 100_000
 _FLUSH_EVERY = 64
+_WORTH_TELLING_S = 0.01
+"""A call that waited for less needs no reason."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,3 +60,13 @@ class Tracer:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def marks_of(open_call: OpenCall, started_s: float, kv_tokens: int) -> list[Mark]:
+    """The moments of a call that has ended, and why it waited for the model if it did."""
+    marks = open_call.marks
+    if open_call.generations and started_s - open_call.opened_s >= _WORTH_TELLING_S:
+        others, free = open_call.found
+        why = f"{others:,} generations open, {free:,} of {kv_tokens:,} tokens of KV free"
+        marks = [Mark(open_call.opened_s, "queued", why), *marks]
+    return marks

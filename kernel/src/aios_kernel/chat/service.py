@@ -13,10 +13,11 @@ from aios_kernel.chat.generation import Generation, Order
 from aios_kernel.chat.history import history_keys
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.sampling import answer_seed, check, resolve
+from aios_kernel.chat.window_fit import Fitted, Fitting, WindowFitter
 from aios_kernel.config import Config
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.process import Program
-from aios_kernel.syscalls import LlmChat, Sampling
+from aios_kernel.syscalls import LlmChat, Sampling, WindowStrategy
 
 _INLINE_CHARACTERS = 4000
 
@@ -30,6 +31,21 @@ class ChatService:
         self._strict = config.strict
         # The kernel, not the caller, keeps trust domains apart in the prefix cache; a fresh key each life.
         self._salt_key = secrets.token_bytes(16)
+        self._window: WindowStrategy = config.window
+        room = min(model.codec.window, model.engine.capabilities.kv_tokens)
+        self._fitter = WindowFitter(model.codec, room, model.name) if model.engine.capabilities.step_control else None
+
+    def fits_by_itself(self, call: LlmChat, program: Program) -> bool:
+        """Whether no strategy is declared for this call's window; else `fit` must see it before it is prepared."""
+        return self._fitter is None or self._strategy(call, program) == "refuse"
+
+    def fit(self, call: LlmChat, program: Program) -> Fitting:
+        """Make a call fit the window by its declared strategy; see `WindowFitter.fit`."""
+        assert self._fitter is not None
+        return self._fitter.fit(call, self._strategy(call, program), self._salt(program))
+
+    def _strategy(self, call: LlmChat, program: Program) -> WindowStrategy:
+        return call.window or program.window or self._window
 
     def is_small(self, call: LlmChat) -> bool:
         """Whether preparing takes well under a millisecond, so that it may run on the socket loop."""
@@ -37,12 +53,13 @@ class ChatService:
             return False
         return sum(len(message.content) for message in call.messages) < _INLINE_CHARACTERS
 
-    def prepare(self, number: int, call: LlmChat, program: Program) -> Generation:
+    def prepare(self, number: int, call: LlmChat | Fitted, program: Program) -> Generation:
         """Resolve a call. Raises InvalidRequest and its kin; thread-safe."""
         codec = self._model.codec
+        prompt, call = (call.prompt, call.call) if isinstance(call, Fitted) else (None, call)
         self._check_model(call.model)
         check(call.sampling, self._model.engine.capabilities)
-        prompt = codec.encode_chat(call)
+        prompt = prompt or codec.encode_chat(call)
         order = Order(
             model=self._model.name,
             program=program.id,
@@ -60,9 +77,10 @@ class ChatService:
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
-    def prepare_all(self, next_id: Callable[[], int], call: LlmChat, program: Program) -> list[Generation]:
+    def prepare_all(self, next_id: Callable[[], int], call: LlmChat | Fitted, program: Program) -> list[Generation]:
         """Resolve a call that wants `sampling.n` answers; they share the prompt's KV through the prefix cache."""
         first = self.prepare(next_id(), call, program)
+        call = call.call if isinstance(call, Fitted) else call
         return [first, *(self._another(next_id(), first, call, index) for index in range(1, call.sampling.n))]
 
     def _another(self, number: int, first: Generation, call: LlmChat, index: int) -> Generation:
@@ -102,7 +120,8 @@ class ChatService:
         if prompt >= window:
             raise errors.ContextTooLong(
                 f"the prompt has {prompt:,} tokens; the window of {self._model.name} is {window:,}",
-                fix="shorten the conversation, or serve a model with a longer window: aios serve MODEL",
+                fix="shorten it, declare a strategy (window='drop_oldest_turns' or 'summarise'), or serve a model "
+                "with a longer window: aios serve MODEL",
             )
         if prompt >= pool:
             raise errors.OutOfMemory(
