@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aios_kernel.errors import ConfigError
 from aios_kernel.scheduler.fifo import Fifo
-from aios_kernel.scheduler.packing import Packer
+from aios_kernel.scheduler.packing import Packer, anyone
 from aios_kernel.scheduler.protocol import Arrived, Computed, Plan, Policy, Residency, Task, View
 from aios_kernel.scheduler.round_robin import RoundRobin
 
@@ -112,12 +112,12 @@ def test_a_plan_fits_and_makes_progress(seen: View, policy: Policy, data: st.Dat
 @given(seen=views(), displace=st.booleans(), split=st.integers(0, 8))
 def test_a_packer_keeps_the_limits_with_idle_residents(seen: View, displace: bool, split: int) -> None:
     idle = [t for t in seen.tasks[split:] if t.residency is RESIDENT]
-    check(Packer(seen, seen.tasks[:split], lambda *_: displace, idle=idle).fill(), seen)
+    check(Packer(seen, seen.tasks[:split], anyone if displace else None, idle=idle).fill(), seen)
 
 
 def test_nobody_is_swapped_out_in_vain() -> None:
     seen = view([task(0, SWAPPED, 200), task(1, RESIDENT, 30), task(2, RESIDENT, 30)], 0)
-    plan = Packer(seen, seen.tasks, lambda *_: True).fill()
+    plan = Packer(seen, seen.tasks, anyone).fill()
     assert plan.swap_out == []
     assert [number for number, _ in plan.run] == [1, 2]
 

@@ -67,6 +67,7 @@ class Moves:
             return True
         if place is Residency.QUEUED:
             self.tokens_cached += held.generation.cached
+            self._roster.board.touch(task)
         else:
             self._roster.note(Update(held.generation, resumed=True))
         return True

@@ -18,7 +18,7 @@ class Packer:
         ranked: tasks, the one to serve first in front; read no further than somebody can still be served, so that it
             may be a generator over thousands. Memory is taken from the back: when a resident task cannot grow, the
             last resident task behind it is swapped out.
-        may_displace: whether a newcomer (queued or swapped) may push out a resident that ranks behind it.
+        may_displace: whether a newcomer (queued or swapped) may push out a resident that ranks behind it; None: never.
         residents: the resident ones among `ranked`, in the same order; None: found there.
         idle: residents that are not to run in this step; they rank behind all others when memory is short.
     """
@@ -27,7 +27,7 @@ class Packer:
         self,
         view: View,
         ranked: Iterable[Task],
-        may_displace: Callable[[Task, Task], bool] = lambda newcomer, victim: False,
+        may_displace: Callable[[Task, Task], bool] | None = None,
         *,
         residents: Sequence[Task] | None = None,
         idle: Sequence[Task] = (),
@@ -106,8 +106,8 @@ class Packer:
         """
         whole = self._view.kv_need(task, task.pending)
         if whole > self._free:
-            victims = (victim for victim in self._behind(self._passed) if self._may_displace(task, victim))
-            if not self._make_room(whole, victims):
+            may = self._may_displace
+            if may is None or not self._make_room(whole, (v for v in self._behind(self._passed) if may(task, v))):
                 return False
         target = self._plan.admit if task.residency is _QUEUED else self._plan.swap_in
         target.append(task.id)
@@ -159,3 +159,8 @@ class Packer:
             self._slots += 1
         self._gone.add(victim.id)
         self._plan.swap_out.append(victim.id)
+
+
+def anyone(newcomer: Task, victim: Task) -> bool:
+    """For `may_displace`: whoever ranks behind."""
+    return True

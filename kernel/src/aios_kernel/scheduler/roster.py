@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.context.manager import ContextManager, Held
+from aios_kernel.scheduler.board import Board
 from aios_kernel.scheduler.protocol import Arrived, Event, Finished, Policy, Residency
 from aios_kernel.syscalls import LlmDelta
 
@@ -34,6 +35,7 @@ class Roster:
     Attributes:
         policy: hears of every event; may be exchanged between two steps.
         held: the open generations.
+        board: the same as the policies see them.
         updates: what happened since they were last handed on.
     """
 
@@ -41,12 +43,14 @@ class Roster:
         self.policy = policy
         self.held: dict[int, Held] = {}
         self.updates: list[Update] = []
+        self.board = Board(contexts)
         self._contexts = contexts
         self._park()
 
     def arrive(self, generation: Generation) -> None:
         """Take a generation in."""
         held = self.held[generation.id] = Held(generation)
+        self.board.add(held)
         self._announce(held)
 
     def change_policy(self, policy: Policy) -> None:
@@ -72,6 +76,7 @@ class Roster:
     def end(self, held: Held) -> None:
         """Let go of a generation that has ended, and of its context."""
         del self.held[held.generation.id]
+        self.board.remove(held.generation.id)
         try:
             self._contexts.drop(held)
         except Exception:  # noqa: BLE001 - the answer stands even if the engine cannot free its context

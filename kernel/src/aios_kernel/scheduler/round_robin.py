@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from aios_kernel.scheduler.options import check_known, switch, whole_number
-from aios_kernel.scheduler.packing import Packer
+from aios_kernel.scheduler.packing import Packer, anyone
 from aios_kernel.scheduler.protocol import Arrived, Computed, Event, Finished, Options, Plan, Residency, Task, View
 
 _OPTIONS = {"quantum": "tokens a slice", "slots": "calls that run at once", "always_swap": "snapshot after each slice"}
@@ -51,7 +51,7 @@ class RoundRobin:
         served = [*islice(self._in_turn(by_id), slots)]
         front = {task.id for task in served}
         idle = self._residents(view, front)
-        plan = Packer(view, served, may_displace=lambda *_: True, idle=idle).fill()
+        plan = Packer(view, served, may_displace=anyone, idle=idle).fill()
         if not plan.run:  # without swapping, those behind the front hold the memory until they have ended
             return Packer(view, self._in_turn(by_id), residents=self._residents(view, set())).fill()
         if self._always_swap and view.can_swap:

@@ -11,7 +11,7 @@ from aios_kernel import errors
 from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
 from aios_kernel.scheduler.moves import Moves
-from aios_kernel.scheduler.protocol import Computed, Plan, Residency, Task, View
+from aios_kernel.scheduler.protocol import Computed, Plan, Residency, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
 
 _log = logging.getLogger(__name__)
@@ -61,13 +61,17 @@ class Stepper:
         self._contexts.settle()
         self.view = self._view()
         plan = self._roster.policy.decide(self.view, time.monotonic())
+        for task, error in plan.refuse:
+            self._roster.fail([held for held in (self._roster.held.get(task),) if held is not None], error)
         moved = self._moves.carry_out(plan)
         batch = self._batch(plan)
         if batch:
             self._compute(batch)
         elif moved and self._may_move_on():
             self._fruitless += 1
-        elif self._roster.held:
+        elif plan.patient:
+            self._wait()
+        elif self._roster.held and not plan.refuse:
             self._stuck()
 
     def look(self) -> None:
@@ -80,8 +84,9 @@ class Stepper:
 
     def _view(self) -> View:
         caps = self._engine.capabilities
+        tasks, placed, index = self._roster.board.look()
         return View(
-            tasks=[self._task(held) for held in self._roster.held.values()],
+            tasks=tasks,
             kv_free=self._engine.kv_free(),
             kv_total=caps.kv_tokens,
             block_size=caps.block_size,
@@ -90,23 +95,8 @@ class Stepper:
             can_swap=self._contexts.can_swap,
             parked=self._contexts.parking.rows,
             host_free=self._contexts.tiers.room_tokens if self._contexts.can_swap else 0,
-        )
-
-    def _task(self, held: Held) -> Task:
-        generation, order = held.generation, held.generation.order
-        return Task(
-            id=generation.id,
-            program=order.program,
-            agent=order.agent,
-            group=order.group,
-            priority=order.priority,
-            arrived_s=generation.arrived_s,
-            residency=held.residency,
-            length=held.total,
-            pending=self._contexts.pending(held),
-            generated=generation.generated,
-            root=order.root,
-            deadline_s=order.deadline_s,
+            placed=placed,
+            index=index,
         )
 
     def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:

@@ -1,0 +1,94 @@
+"""The open calls as the policies see them: rows that are made anew only when something about them has changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from aios_kernel.context.manager import ContextManager, Held
+from aios_kernel.scheduler.protocol import Parked, Residency, Task
+
+
+class Board:
+    """Rows by id, in order of arrival. Thousands may wait: a look costs what has changed, not what is there.
+
+    A queued call changes when it is brought in (`touch`), or when what its program has parked does; one with KV may
+    change at any time.
+    """
+
+    def __init__(self, contexts: ContextManager) -> None:
+        self._contexts = contexts
+        self._held: dict[int, Held] = {}
+        self._rows: dict[int, Task] = {}
+        self._order: dict[int, int] = {}
+        self._count = itertools.count()
+        self._placed: set[int] = set()  # with KV
+        self._queued_of: dict[str, set[int]] = {}
+        self._parked: Sequence[Parked] = ()
+
+    def add(self, held: Held) -> None:
+        """A call has come."""
+        number = held.generation.id
+        self._held[number] = held
+        self._order[number] = next(self._count)
+        self._queued_of.setdefault(held.generation.order.program, set()).add(number)
+        self._rows[number] = self._row(held)
+
+    def remove(self, number: int) -> None:
+        """It has gone."""
+        held = self._held.pop(number)
+        del self._rows[number], self._order[number]
+        self._placed.discard(number)
+        self._unqueue(held, number)
+
+    def touch(self, number: int) -> None:
+        """A queued call may have been brought in."""
+        held = self._held.get(number)
+        if held is not None and held.residency is not Residency.QUEUED:
+            self._placed.add(number)
+            self._unqueue(held, number)
+
+    def look(self) -> tuple[list[Task], list[Task], dict[int, Task]]:
+        """All rows, those with KV (both in order of arrival), and all by id."""
+        self._compare_with_parked()
+        placed = [self._refreshed(number) for number in sorted(self._placed, key=self._order.__getitem__)]
+        return [*self._rows.values()], placed, dict(self._rows)
+
+    def _refreshed(self, number: int) -> Task:
+        row = self._rows[number] = self._row(self._held[number])
+        return row
+
+    def _compare_with_parked(self) -> None:
+        """What is parked in the pool need not be computed: the calls that go on from it have less to do."""
+        now = self._contexts.parking.rows
+        if now is self._parked:
+            return
+        for program in {row.program for row in {*self._parked} ^ {*now}}:
+            for number in self._queued_of.get(program, ()):
+                self._refreshed(number)
+        self._parked = now
+
+    def _unqueue(self, held: Held, number: int) -> None:
+        program = held.generation.order.program
+        queued = self._queued_of.get(program)
+        if queued is not None:
+            queued.discard(number)
+            if not queued:
+                del self._queued_of[program]
+
+    def _row(self, held: Held) -> Task:
+        generation, order = held.generation, held.generation.order
+        return Task(
+            id=generation.id,
+            program=order.program,
+            agent=order.agent,
+            group=order.group,
+            priority=order.priority,
+            arrived_s=generation.arrived_s,
+            residency=held.residency,
+            length=held.total,
+            pending=self._contexts.pending(held),
+            generated=generation.generated,
+            root=order.root,
+            deadline_s=order.deadline_s,
+        )
