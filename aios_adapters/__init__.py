@@ -8,16 +8,20 @@ def main(): ...
 
 from aios_adapters import memory, workflow
 from aios_adapters._agent import agent, running
+from aios_adapters._branches import Branch, Branches, branches
 from aios_adapters._scope import Scope, current
 from aios_adapters.messages import areceive, asend, await_end, receive, send, wait
 from aios_adapters.plugins import host
 
 __all__ = [
+    "Branch",
+    "Branches",
     "Scope",
     "agent",
     "areceive",
     "asend",
     "await_end",
+    "branches",
     "current",
     "host",
     "memory",

@@ -6,14 +6,15 @@ import functools
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, get_args, overload
 
 from aios_adapters import _steps
 from aios_adapters._kernel import KernelLink, link_for
 from aios_adapters._scope import AgentOptions, MemoryMode, Scope, current
 from aios_adapters.plugins import host
 from aios_kernel.config import Config, load
-from aios_kernel.syscalls import Priority
+from aios_kernel.errors import ConfigError
+from aios_kernel.syscalls import Priority, WindowStrategy
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ def agent(
     priority: Priority = "normal",
     group: str | None = None,
     memory: MemoryMode | None = None,
+    window: WindowStrategy | None = None,
     kernel: str | None = None,
 ) -> T: ...
 
@@ -37,6 +39,7 @@ def agent(
     priority: Priority = "normal",
     group: str | None = None,
     memory: MemoryMode | None = None,
+    window: WindowStrategy | None = None,
     kernel: str | None = None,
 ) -> Callable[[T], T]: ...
 
@@ -48,6 +51,7 @@ def agent(
     priority: Priority = "normal",
     group: str | None = None,
     memory: MemoryMode | None = None,
+    window: WindowStrategy | None = None,
     kernel: str | None = None,
 ) -> Any:
     """Run an agent's LLM, tool and memory calls through the kernel. Nothing else in its code changes.
@@ -61,11 +65,20 @@ def agent(
         priority: `interactive`, `normal` or `batch`.
         group: the trust domain: agents that share memory, prefix cache and scheduling share.
         memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
+        window: what becomes of conversations that outgrow the model's window: `refuse` (an error), `drop_oldest_turns`
+            or `summarise` (by the model). The system prompt, the tools and the last step always stay, and what is left
+            out is told in the result and logged. None: the kernel's setting.
         kernel: overrides `AIOS_KERNEL` for this agent.
+
+    Raises:
+        ConfigError: there is no such window strategy.
     """
+    check_window(window)
     if target is None:
-        return functools.partial(agent, name=name, priority=priority, group=group, memory=memory, kernel=kernel)
-    options = AgentOptions(name or _name_of(target), priority, group, memory=memory)
+        return functools.partial(
+            agent, name=name, priority=priority, group=group, memory=memory, window=window, kernel=kernel
+        )
+    options = AgentOptions(name or _name_of(target), priority, group, memory=memory, window=window)
     runner = Runner(options, kernel)
     if isinstance(target, type):
         return _steps.wrap_class(target, runner)
@@ -88,7 +101,7 @@ class Runner:
     def begin(self) -> tuple[Scope | None, bool]:
         """The scope for a call that starts now, and whether it is new (and so must be closed). None: kernel is off."""
         outer = current()
-        if outer is not None and outer.options is self.options:
+        if outer is not None and outer.run_of is self.options:
             return outer, False
         config = self._config()
         if config.kernel == "off":
@@ -109,6 +122,7 @@ class Runner:
 def running(name: str, **options: Any) -> Generator[Scope | None]:
     """A scope as a `with` block, for code that is no function (notebooks, scripts). See `agent` for the options."""
     kernel = options.pop("kernel", None)
+    check_window(options.get("window"))
     runner = Runner(AgentOptions(name, **options), kernel)
     scope, new = runner.begin()
     if scope is None:
@@ -116,6 +130,13 @@ def running(name: str, **options: Any) -> Generator[Scope | None]:
         return
     with scope.on(), _steps.closing(scope, new):
         yield scope
+
+
+def check_window(window: object) -> None:
+    """Refuse a window strategy that there is not. Raises ConfigError."""
+    known: tuple[str, ...] = get_args(WindowStrategy)
+    if window is not None and window not in known:
+        raise ConfigError(f"there is no window strategy {window!r}", fix=f"choose one of {', '.join(known)}")
 
 
 def _name_of(target: Any) -> str:

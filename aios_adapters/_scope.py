@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
+import logging
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -30,10 +32,12 @@ from aios_kernel.syscalls import (
     ToolBegin,
     ToolEnd,
     ToolGrant,
+    WindowStrategy,
 )
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
+_log = logging.getLogger("aios_adapters")
 MemoryMode = Literal["kernel", "mediated", "off"]
 
 _current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope", default=None)
@@ -75,6 +79,7 @@ class AgentOptions:
     Attributes:
         memory: `kernel`: memory objects that live in the process are kept by the kernel; `mediated`: they stay
             where they are and each access passes the kernel; `off`: memory is not touched. None: the adapter's rule.
+        window: for conversations that outgrow the model's window; None: the outer agent's, or the kernel's.
     """
 
     name: str
@@ -82,6 +87,7 @@ class AgentOptions:
     group: str | None = None
     framework: str = ""
     memory: MemoryMode | None = None
+    window: WindowStrategy | None = None
 
 
 class Scope:
@@ -93,6 +99,8 @@ class Scope:
         self.program = uuid.uuid4().hex[:16]
         self.framework = options.framework
         """The adapter that made the scope's first call, when the options name none."""
+        self.run_of = options
+        """Options of the agent whose run this is, or is a branch of."""
         self._link = link
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
@@ -121,9 +129,23 @@ class Scope:
         with self._lock:
             scope = self._children.get(name)
             if scope is None:
-                options = AgentOptions(name, self.options.priority, self.options.group, framework, self.options.memory)
+                options = dataclasses.replace(self.options, name=name, framework=framework)
                 scope = self._children[name] = Scope(options, self._link, self)
             return scope
+
+    def branch(self, name: str) -> Scope:
+        """A new program below this one, which whoever asked for it closes; it ends with this one at the latest."""
+        scope = Scope(dataclasses.replace(self.options, name=name, framework=self.framework), self._link, self)
+        scope.run_of = self.run_of
+        with self._lock:
+            self._children[scope.program] = scope
+        return scope
+
+    def forget(self, branch: Scope) -> None:
+        """Let go of a branch that has ended."""
+        with self._lock:
+            for key in [key for key, scope in self._children.items() if scope is branch]:
+                del self._children[key]
 
     def has_child(self, name: str) -> bool:
         """Whether a framework's own agent of this name has run inside this scope."""
@@ -271,6 +293,12 @@ class Scope:
         return self._link.prepare(self.agent, self.framework, call, stream=stream)
 
     def _observed(self, call: LlmChat, result: LlmResult) -> LlmResult:
+        if result.window is not None:
+            cut = result.window
+            _log.warning(
+                "agent %s: %d messages (%d tokens) did not fit the model's window: %s",
+                self.agent, cut.dropped_messages, cut.dropped_tokens, cut.strategy,
+            )  # fmt: skip
         return self._link.observed(self.agent, self.options.framework, call, result)
 
     def _ensure_spawned(self) -> None:
@@ -309,6 +337,7 @@ class Scope:
             priority=self.options.priority,
             group=self.options.group,
             parent=self.parent.program if self.parent else None,
+            window=self.options.window,
         )
 
 
