@@ -52,7 +52,7 @@ def visible(programs: list[ProgramInfo]) -> list[ProgramInfo]:
 def ps(
     json: Json = False, running: Annotated[bool, typer.Option("--running", help="Leave out finished programs.")] = False
 ) -> None:
-    """List the programs: state, calls, tokens, waiting times."""
+    """List the programs: state and what they wait for, calls, tokens, waiting times, attained service, KV."""
     status = ask(KernelInfo(), KernelStatus)
     programs = visible(ask(KernelPs(finished=not running), Programs).programs)
     if json:
@@ -64,6 +64,7 @@ def ps(
     )
     columns = (
         "PROGRAM", "AGENT", "FRAMEWORK", "STATE", "LLM", "TOOL", "MEM", "PROMPT", "CACHED", "NEW", "QUEUED s", "RAN s",
+        "SERVED", "IN POOL", "SWAPPED",
     )  # fmt: skip
     show_table("", columns, [_row(program) for program in programs])
 
@@ -74,6 +75,7 @@ def _row(program: ProgramInfo) -> tuple[object, ...]:
         program.program, program.agent, program.framework, f"{state}: {program.error}" if program.error else state,
         program.llm_calls, program.tool_calls, program.memory_calls + program.storage_calls, program.prompt_tokens,
         program.cached_tokens, program.completion_tokens, program.queued_s, program.running_s,
+        program.service_tokens, program.resident_tokens, program.swapped_tokens,
     )  # fmt: skip
 
 

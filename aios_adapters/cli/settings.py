@@ -17,15 +17,10 @@ from aios_adapters.cli.output import Json, show_json, show_table
 from aios_adapters.plugins import host, version_state
 from aios_kernel.config import Config, home_of, load_with_origins, socket_of
 from aios_kernel.errors import AiosError
-from aios_kernel.syscalls import KernelInfo, KernelStatus
+from aios_kernel.syscalls import KernelInfo, KernelPolicy, KernelStatus, Ok
 
 _SECRET = {"token", "api_key"}
-config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
-
-
-@config_app.callback()
-def _group() -> None:
-    """Keep `show` a subcommand although it is the only one."""
+config_app = typer.Typer(help="Look at the configuration; change the running kernel's policy.", no_args_is_help=True)
 
 
 @config_app.command()
@@ -38,6 +33,28 @@ def show(json: Json = False) -> None:
         show_json(rows)
     else:
         show_table("", ("KEY", "VALUE", "FROM"), [(row["key"], row["value"], row["from"]) for row in rows])
+
+
+@config_app.command()
+def policy(
+    name: Annotated[str, typer.Argument(help="Such as fifo, fair, program.")],
+    options: Annotated[list[str] | None, typer.Argument(help="Its options, as key=value.")] = None,
+) -> None:
+    """Let another scheduling policy decide in the running kernel; open calls go on. aios.toml stays as it is."""
+    ask(KernelPolicy(name=name, options=dict(_option(text) for text in options or ())), Ok)
+    typer.echo(f"the policy is {name} until the kernel ends")
+
+
+def _option(text: str) -> tuple[str, float | int | str | bool]:
+    key, found, value = text.partition("=")
+    if not found:
+        raise typer.BadParameter(f"{text!r} is not key=value")
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, {"true": True, "false": False}.get(value, value)
 
 
 def _fields(config: Config) -> dict[str, object]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aios_kernel import errors
 from aios_kernel.calls import OpenCall
 from aios_kernel.mailbox import Mailboxes
-from aios_kernel.process import ProcessTable, Program
-from aios_kernel.scheduler.protocol import ProgramEnded
+from aios_kernel.process import ProcessTable, Program, Standing
+from aios_kernel.scheduler.protocol import Event, ProgramEnded, ToolBegan, ToolEnded
 from aios_kernel.syscalls import (
     AgentExit,
     AgentPriority,
@@ -30,14 +30,20 @@ from aios_kernel.syscalls import (
 )
 
 T = TypeVar("T")
+MESSAGE = "message"
+"""What the scheduler calls the tool that a program waits for when it waits for another agent."""
 
 
 @dataclass(slots=True)
 class AgentService:
-    """The `agent.*` syscalls. `observe` tells the scheduler, `drop` frees what managers hold for a program."""
+    """The `agent.*` syscalls. `observe` tells the scheduler, `drop` frees what managers hold for a program.
 
-    observe: Callable[[ProgramEnded], None]
+    `standings` gives what programs have in the engine.
+    """
+
+    observe: Callable[[Event], None]
     drop: Callable[[Program], None]
+    standings: Callable[[], Mapping[str, Standing]] = dict[str, Standing]
     table: ProcessTable = field(default_factory=ProcessTable)
     mail: Mailboxes = field(default_factory=Mailboxes)
     open_calls: dict[str, set[OpenCall]] = field(default_factory=dict[str, set[OpenCall]])
@@ -124,7 +130,13 @@ class AgentService:
     def do_ps(self, open_call: OpenCall, call: KernelPs) -> Programs:
         """`kernel.ps`."""
         rows = self.table.all(open_call.program.principal, finished=call.finished)
-        return Programs(programs=[program.info() for program in rows])
+        standings = self.standings()
+        return Programs(programs=[row.info(standings.get(row.id), self._computed(row)) for row in rows])
+
+    def _computed(self, program: Program) -> int:
+        """Tokens that went through the model for a program's open calls."""
+        calls = self.open_calls.get(program.id, ())
+        return sum(generation.computed for call in calls for generation in call.generations)
 
     def do_kill(self, open_call: OpenCall, call: KernelKill) -> Count:
         """`kernel.kill`: a program's id, or an agent's name."""
@@ -134,6 +146,7 @@ class AgentService:
 
     async def _waiting(self, program: Program, what: str, wait: Awaitable[T], timeout_s: float | None) -> T:
         program.waits.append(what)
+        self.observe(ToolBegan(program.id, MESSAGE))
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
@@ -144,7 +157,10 @@ class AgentService:
             ) from error
         finally:
             program.waits.remove(what)
-            program.account.message_s += time.monotonic() - began
+            waited = time.monotonic() - began
+            program.account.message_s += waited
+            if program.finished_s is None:
+                self.observe(ToolEnded(program.id, MESSAGE, waited))
 
 
 def _check_timeout(timeout_s: float | None) -> None:

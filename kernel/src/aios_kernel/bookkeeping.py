@@ -17,6 +17,7 @@ def count(open_call: OpenCall, queued_s: float, ran_s: float) -> None:
         account.completion_tokens += open_call.usage.completion_tokens
         account.queued_s += queued_s
         account.running_s += ran_s
+        account.service_tokens += sum(generation.computed for generation in open_call.generations)
     elif open_call.name in {"tool.begin", "tool.call"}:
         account.tool_calls += 1
     elif family == "memory":

@@ -48,6 +48,8 @@ class OpenCall:
     marks: list[Mark] = field(default_factory=list[Mark])
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
+    deadline_s: float | None = None
+    """When it is ended early, in `time.monotonic()` seconds."""
 
     @property
     def name(self) -> str:

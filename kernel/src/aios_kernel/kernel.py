@@ -25,12 +25,13 @@ from aios_kernel.calls import OpenCall
 from aios_kernel.chat.generation import Generation, combined, total_usage
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
+from aios_kernel.chat.window_fit import Fitted
 from aios_kernel.config import Config, home_of
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.managers import Managers
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
-from aios_kernel.scheduler.protocol import Policy
+from aios_kernel.scheduler.protocol import Options, Policy
 from aios_kernel.session import Session
 from aios_kernel.spaces import SpaceService
 from aios_kernel.syscalls import (
@@ -57,11 +58,24 @@ _PREPARERS = 4
 Handler: TypeAlias = Callable[[OpenCall, Any], Result | Coroutine[Any, Any, Result] | None]
 """Gives the result, a coroutine that will, or None when the call ends elsewhere."""
 
+MakePolicy: TypeAlias = Callable[[str, Options], Policy]
+"""Makes a policy from its name and options; raises ConfigError."""
+
 
 class Kernel:
-    """Everything behind the door. Construct it on the running loop; `close` it there."""
+    """Everything behind the door. Construct it on the running loop; `close` it there.
 
-    def __init__(self, config: Config, model: LoadedModel, managers: Managers, policy: Policy) -> None:
+    `make_policy` serves `kernel.policy`; without it the policy stays.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: LoadedModel,
+        managers: Managers,
+        policy: Policy,
+        make_policy: MakePolicy | None = None,
+    ) -> None:
         self.config = config
         self.model = model
         self.managers = managers
@@ -69,9 +83,12 @@ class Kernel:
         self.http_url: str | None = None
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
         self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config))
-        self.agents = AgentService(observe=self.dispatcher.observe, drop=managers.drop)
+        self.agents = AgentService(
+            observe=self.dispatcher.observe, drop=managers.drop, standings=self.dispatcher.standings
+        )
         self.sessions: set[Session] = set()
         self.shutdown = asyncio.Event()
+        self._make_policy = make_policy
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._chat = ChatService(model, config)
         self._windows = Windows(self._chat, self._prepare, self.submit, self.ended)
@@ -155,6 +172,7 @@ class Kernel:
         limit = timeout_s if timeout_s is not None else self.config.call_timeout_s or None
         if limit is not None:
             late = errors.DeadlineExceeded(f"the deadline of {limit:g} s has passed", fix="pass a longer timeout")
+            open_call.deadline_s = time.monotonic() + limit
             open_call.timer = self.loop.call_later(max(0.0, limit), self.end_early, open_call, late)
 
     def end_early(self, open_call: OpenCall, error: errors.AiosError) -> None:
@@ -215,15 +233,17 @@ class Kernel:
     def _do_chat(self, open_call: OpenCall, call: LlmChat) -> None:
         open_call.queue()
         if self._chat.is_small(call) and self._chat.fits_by_itself(call, open_call.program):
-            self._launch(open_call, self._chat.prepare_all(self.dispatcher.next_id, call, open_call.program))
+            self._launch(open_call, self._generations_of(open_call, call))
         else:
             open_call.task = self._in_background(self._prepare_and_launch(open_call, call))
 
+    def _generations_of(self, open_call: OpenCall, call: LlmChat | Fitted) -> list[Generation]:
+        return self._chat.prepare_all(self.dispatcher.next_id, call, open_call.program, open_call.deadline_s)
+
     async def _prepare_and_launch(self, open_call: OpenCall, call: LlmChat) -> None:
-        next_id, program = self.dispatcher.next_id, open_call.program
         try:
             fitted = await self._windows.fit(open_call, call)
-            prepared = self.loop.run_in_executor(self._prepare, self._chat.prepare_all, next_id, fitted, program)
+            prepared = self.loop.run_in_executor(self._prepare, self._generations_of, open_call, fitted)
             self._launch(open_call, await prepared)
         except Exception as error:  # noqa: BLE001 - as in submit
             open_call.fail(_typed(error))
@@ -329,6 +349,12 @@ class Kernel:
         self.tracer.flush()
         return Trace(spans=self.tracer.spans(wanted))
 
+    def _do_policy(self, open_call: OpenCall, call: syscalls.KernelPolicy) -> Ok:
+        if self._make_policy is None:
+            raise errors.Unsupported("this kernel was made without other policies", fix="aios serve")
+        self.dispatcher.set_policy(self._make_policy(call.name, call.options))
+        return Ok()
+
     def _do_shutdown(self, open_call: OpenCall, call: syscalls.KernelShutdown) -> Ok:
         self.loop.call_soon(self.shutdown.set)
         return Ok()
@@ -355,6 +381,7 @@ class Kernel:
             syscalls.KernelKill: agents.do_kill,
             syscalls.KernelInfo: self._do_info,
             syscalls.KernelTrace: self._do_trace,
+            syscalls.KernelPolicy: self._do_policy,
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
             **spaces.routes(),

@@ -31,6 +31,18 @@ class Account:
     tool_s: float = 0.0
     message_s: float = 0.0
     snapshots: int = 0
+    service_tokens: int = 0
+    """Tokens that went through the model for it: its attained service."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What a program has in the engine now, parked contexts included; tokens of KV."""
+
+    resident_tokens: int = 0
+    swapped_tokens: int = 0
+    waiting_for: str = ""
+    """Why its calls do not run."""
 
 
 @dataclass(slots=True)
@@ -46,6 +58,8 @@ class Program:
     parent: str | None = None
     window: WindowStrategy | None = None
     """For its chats; None: the kernel's."""
+    root: str = ""
+    """The program at the top of its family; empty: itself."""
     session: int = 0
     started_s: float = field(default_factory=time.time)
     finished_s: float | None = None
@@ -78,9 +92,11 @@ class Program:
             return ", ".join(self.tools.values())
         return ", ".join(self.waits) if self.state == "message" else ""
 
-    def info(self) -> ProgramInfo:
-        """A row for listings."""
+    def info(self, standing: Standing | None = None, computed: int = 0) -> ProgramInfo:
+        """A row for listings; `standing` is what the engine holds of it, `computed` the tokens of its open calls."""
+        standing = standing or Standing()
         counts = {name: getattr(self.account, name) for name in Account.__dataclass_fields__}
+        counts["service_tokens"] += computed
         return ProgramInfo(
             program=self.id,
             agent=self.agent,
@@ -90,10 +106,12 @@ class Program:
             priority=self.priority,
             parent=self.parent,
             state=self.state,
-            waiting_for=self.waiting_for,
+            waiting_for=standing.waiting_for if self.state == "ready" else self.waiting_for,
             started_s=self.started_s,
             finished_s=self.finished_s,
             error=self.error,
+            resident_tokens=standing.resident_tokens,
+            swapped_tokens=standing.swapped_tokens,
             **counts,
         )
 
@@ -129,6 +147,7 @@ class ProcessTable:
             priority=call.priority,
             parent=call.parent,
             window=call.window or (parent.window if parent else None),
+            root=(parent.root or parent.id) if parent else "",
             session=session,
         )
         self._alive[program.id] = program

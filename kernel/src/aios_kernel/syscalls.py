@@ -183,12 +183,16 @@ class Embeddings(_Message, frozen=True, tag="llm.embeddings"):
 
 
 class ToolBegin(_Message, frozen=True, tag="tool.begin"):
-    """Ask leave to run a tool in the agent's own process and mark the program as paused on it; gives `ToolGrant`."""
+    """Ask leave to run a tool in the agent's own process and mark the program as paused on it; gives `ToolGrant`.
+
+    `expected_s` is how long the tool says it takes, if it does; the scheduler learns from the calls otherwise.
+    """
 
     name: str
     arguments: str = "{}"
     call_id: str | None = None
     timeout_s: float | None = None
+    expected_s: float | None = None
 
 
 class ToolEnd(_Message, frozen=True, tag="tool.end"):
@@ -463,6 +467,12 @@ class ProgramInfo(_Message, frozen=True, tag="agent.program"):
     tool_s: float
     message_s: float
     snapshots: int
+    service_tokens: int
+    """Tokens that went through the model for it: its attained service."""
+    resident_tokens: int
+    """KV that it has in the pool, parked contexts included."""
+    swapped_tokens: int
+    """KV that it has in host memory or on disk."""
 
 
 # --- access ---------------------------------------------------------------------------------------------------------
@@ -536,6 +546,13 @@ class KernelTrace(_Message, frozen=True, tag="kernel.trace"):
     """Read the trace of this kernel's life; gives `Trace`. `program` narrows it to one run and its children."""
 
     program: str | None = None
+
+
+class KernelPolicy(_Message, frozen=True, tag="kernel.policy"):
+    """Let another scheduling policy decide from now on, with these options; open calls go on under it."""
+
+    name: str
+    options: dict[str, float | int | str | bool] = {}
 
 
 class KernelShutdown(_Message, frozen=True, tag="kernel.shutdown"):
@@ -632,7 +649,7 @@ Syscall: TypeAlias = Union[
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
     AgentSpawn, AgentExit, AgentSend, AgentReceive, AgentWait, AgentPriority,
     AccessGrant, AccessRevoke, AccessAudit,
-    KernelInfo, KernelPs, KernelKill, KernelTrace, KernelShutdown,
+    KernelInfo, KernelPs, KernelKill, KernelTrace, KernelPolicy, KernelShutdown,
 ]  # fmt: skip
 """Everything that can be asked."""
 

@@ -43,7 +43,7 @@ class ToolService:
     def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant:
         grant = self._grants.begin(open_call.program.id, call, time.time())
         open_call.program.tools[grant.grant] = call.name
-        self._observe(ToolBegan(open_call.program.id, call.name))
+        self._observe(ToolBegan(open_call.program.id, call.name, call.expected_s))
         return grant
 
     def _end(self, open_call: OpenCall, call: ToolEnd) -> Ok:
@@ -55,13 +55,14 @@ class ToolService:
     async def _invoke(self, open_call: OpenCall, call: ToolInvoke) -> Result:
         program, key, began = open_call.program, f"call-{open_call.id}", time.time()
         program.tools[key] = call.name
-        self._observe(ToolBegan(program.id, call.name))
+        self._observe(ToolBegan(program.id, call.name, self._registry.expected_s(call.name)))
         try:
             return await self._registry.call(call)
         finally:
             program.tools.pop(key, None)
             program.account.tool_s += time.time() - began
-            self._observe(ToolEnded(program.id, call.name, time.time() - began))
+            if program.finished_s is None:
+                self._observe(ToolEnded(program.id, call.name, time.time() - began))
 
     def _list(self, open_call: OpenCall, call: ToolList) -> Tools:
         return Tools(tools=self._registry.specs())

@@ -95,9 +95,7 @@ class Life:
     def settle(self) -> None:
         """Return when the dispatcher has carried out all orders so far, and a step behind them."""
         for _ in range(2):
-            done = threading.Event()
-            self.dispatcher._inbox.put(done.set)
-            assert done.wait(30)
+            self.dispatcher.embed([[1]]).result(30)
 
     def close(self) -> None:
         """End every program: the pool must be free again, and every call have ended once."""
@@ -105,7 +103,7 @@ class Life:
             self.leave(program)
         self.settle()
         engine, contexts = self.model.engine, self.dispatcher.contexts
-        assert not self.dispatcher._roster.held
+        assert not self.dispatcher.view.tasks
         assert len(contexts.parking) == 0
         assert engine.kv_free() == engine.capabilities.kv_tokens
         assert contexts.tiers.host_bytes == 0

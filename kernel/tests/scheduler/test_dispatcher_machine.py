@@ -1,4 +1,4 @@
-"""Arrivals, tool pauses, cancels, ends and policy switches in any order: every call ends once, nothing is left behind."""
+"""Arrivals, tool pauses, cancels, ends and policy switches in any order: every call ends once, nothing is left."""
 
 from __future__ import annotations
 

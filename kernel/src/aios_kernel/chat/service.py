@@ -53,8 +53,13 @@ class ChatService:
             return False
         return sum(len(message.content) for message in call.messages) < _INLINE_CHARACTERS
 
-    def prepare(self, number: int, call: LlmChat | Fitted, program: Program) -> Generation:
-        """Resolve a call. Raises InvalidRequest and its kin; thread-safe."""
+    def prepare(
+        self, number: int, call: LlmChat | Fitted, program: Program, deadline_s: float | None = None
+    ) -> Generation:
+        """Resolve a call, which its caller gives up at `deadline_s` (`time.monotonic()`).
+
+        Raises InvalidRequest and its kin; thread-safe.
+        """
         codec = self._model.codec
         prompt, call = (call.prompt, call.call) if isinstance(call, Fitted) else (None, call)
         self._check_model(call.model)
@@ -74,12 +79,16 @@ class ChatService:
             grammar=self._grammar(call),
             logprobs=call.sampling.logprobs,
             history=history_keys(call.messages),
+            root=program.root,
+            deadline_s=deadline_s,
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
-    def prepare_all(self, next_id: Callable[[], int], call: LlmChat | Fitted, program: Program) -> list[Generation]:
+    def prepare_all(
+        self, next_id: Callable[[], int], call: LlmChat | Fitted, program: Program, deadline_s: float | None = None
+    ) -> list[Generation]:
         """Resolve a call that wants `sampling.n` answers; they share the prompt's KV through the prefix cache."""
-        first = self.prepare(next_id(), call, program)
+        first = self.prepare(next_id(), call, program, deadline_s)
         call = call.call if isinstance(call, Fitted) else call
         return [first, *(self._another(next_id(), first, call, index) for index in range(1, call.sampling.n))]
 

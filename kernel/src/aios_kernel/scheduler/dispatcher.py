@@ -19,9 +19,11 @@ from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.context.manager import ContextManager
 from aios_kernel.context.space import SwapSpace
+from aios_kernel.process import Standing
 from aios_kernel.scheduler.embedding import EmbedQueue
-from aios_kernel.scheduler.protocol import Event, Policy, ProgramEnded
+from aios_kernel.scheduler.protocol import Event, Policy, ProgramEnded, View
 from aios_kernel.scheduler.roster import Roster, Update, shutting_down
+from aios_kernel.scheduler.standings import standings
 from aios_kernel.scheduler.step import Stepper
 
 __all__ = ["Deliver", "Dispatcher", "Update"]
@@ -56,6 +58,15 @@ class Dispatcher:
     def policy(self) -> Policy:
         """Who decides."""
         return self._roster.policy
+
+    @property
+    def view(self) -> View:
+        """What the policy saw last; for looking from any thread."""
+        return self._stepper.view
+
+    def standings(self) -> dict[str, Standing]:
+        """What each program has in the engine, as of the last step."""
+        return standings(self.view)
 
     @property
     def tokens_computed(self) -> int:

@@ -15,9 +15,10 @@ from typing import IO
 
 from aios_kernel import errors
 from aios_kernel.config import Config, home_of, socket_of, token_file_of
-from aios_kernel.kernel import Kernel
+from aios_kernel.kernel import Kernel, MakePolicy
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.plugins import Plugins
+from aios_kernel.scheduler.protocol import Options, Policy
 from aios_kernel.server.socket_file import private_folder
 from aios_kernel.server.unix import Doorman, Doors, listening
 
@@ -79,7 +80,8 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
     `doors` counts the connections; pass it to open more of them than the socket's.
     """
     plugins = Plugins()
-    policy = plugins.pick("aios_kernel_policies", "policy", config.policy)(config.policy_options)
+    make_policy = policy_maker(plugins)
+    policy = make_policy(config.policy, config.policy_options)
     doors = doors or Doors()
     with contextlib.closing(lock_home(config)):
         token = write_token(config)
@@ -87,13 +89,22 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
         # Loading takes seconds and would block the loop's signals.
         model = await asyncio.to_thread(_loader(plugins, config.model), config)
         managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
-        kernel = Kernel(config, model, managers, policy)
+        kernel = Kernel(config, model, managers, policy, make_policy)
         try:
             async with listening(kernel, doorman, doors, socket_of(config)), _http(kernel, token):
                 yield kernel
         finally:
             await kernel.close()
             await doors.close()
+
+
+def policy_maker(plugins: Plugins) -> MakePolicy:
+    """Makes policies of these plugins by name."""
+
+    def make(name: str, options: Options) -> Policy:
+        return plugins.pick("aios_kernel_policies", "policy", name)(options)
+
+    return make
 
 
 @asynccontextmanager

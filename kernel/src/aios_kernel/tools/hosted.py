@@ -22,9 +22,11 @@ class HostedTool:
             as it is, anything else as JSON.
         isolation: what the tool needs; a level that this kernel does not offer is refused, never lowered.
         timeout_s: seconds a call may take; None means the kernel's default.
+        expected_s: seconds a call usually takes, for the scheduler; None: it learns them.
     """
 
     spec: ToolSpec
     run: Callable[..., object | Awaitable[object]]
     isolation: Isolation = "trusted"
     timeout_s: float | None = None
+    expected_s: float | None = None

@@ -63,6 +63,11 @@ class ToolRegistry:
         """What `tool.list` shows, by name."""
         return [self._tools[name].tool.spec for name in sorted(self._tools)]
 
+    def expected_s(self, name: str) -> float | None:
+        """How long a tool says that its calls take; None: it does not say, or is unknown."""
+        entry = self._tools.get(name)
+        return entry.tool.expected_s if entry is not None else None
+
     async def call(self, call: ToolInvoke) -> ToolOutput:
         """Check the arguments and run a tool.
 
