@@ -134,6 +134,44 @@ def contexts(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def schedule(
+    json: Json = False,
+    full: Full = False,
+    trace: Annotated[Path | None, typer.Option(help="Folder of sessions.jsonl.gz; default below AIOS_DATA.")] = None,
+    programs: Annotated[str | None, typer.Option(help="Programs at once, such as 8,32,64.")] = None,
+    pool: Annotated[str, typer.Option(help="Tokens of KV on the device.")] = "900k",
+    host: Annotated[str | None, typer.Option(help="Tokens of KV in host memory, such as 0,1M.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Names, by comma or again.")] = None,
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100.")] = "h200",
+    model: Annotated[str, typer.Option(help="llama-3.1-8b, qwen2.5-7b.")] = "llama-3.1-8b",
+    loop: Annotated[str, typer.Option(help="closed, or open with recorded arrivals.")] = "closed",
+    sessions: Annotated[int, typer.Option(help="Sessions to run.")] = 120,
+    think_cap: Annotated[float, typer.Option(help="Longest pause in seconds.")] = 60.0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw into this folder (needs matplotlib).")] = None,
+    ablation: Annotated[bool, typer.Option(help="The program policy with each mechanism off in turn.")] = False,
+    calibrate: Annotated[bool, typer.Option(help="The cost model against this machine's own engine, instead.")] = False,
+) -> None:
+    """Policies on recorded agent sessions in a simulated engine: completion, reuse, swaps, fairness, and the bound."""
+    from aios_evals import report
+    from aios_evals.schedule import run as bench_run
+
+    if calibrate:
+        from aios_evals.schedule.calibrate import run as calibrated
+
+        report.emit("schedule_calibration", calibrated(25 if full else 7), json=json)
+        return
+    asked = bench_run.Asked(trace, programs, pool, host, policy, gpu, model, loop, sessions, think_cap, full)
+    todo = bench_run.ablations(asked) if ablation else bench_run.cells(asked)
+    outcomes = bench_run.run(todo)
+    report.emit("schedule", [outcome.row for outcome in outcomes], json=json, notes=bench_run.notes(asked))
+    if plot is not None:
+        from aios_evals.schedule.plot import draw
+
+        title = f"{asked.sessions} agent sessions, {model} on {gpu} (simulated), pool {pool}"
+        draw(outcomes, plot, title, bench_run.tokens(pool))
+
+
+@bench.command()
 def exactness(json: Json = False, full: Full = False) -> None:
     """Whether the demo agents say the same with and without the kernel, with snapshots on and off."""
     from aios_evals import report

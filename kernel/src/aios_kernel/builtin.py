@@ -33,9 +33,10 @@ def aios_kernel_engines() -> Mapping[str, EngineFactory]:
 def aios_kernel_policies() -> Mapping[str, PolicyFactory]:
     """The scheduling policies."""
     from aios_kernel.scheduler.fifo import Fifo
+    from aios_kernel.scheduler.program import ProgramPolicy
     from aios_kernel.scheduler.round_robin import RoundRobin
 
-    return {"fifo": Fifo, "round_robin": RoundRobin}
+    return {"fifo": Fifo, "program": ProgramPolicy, "round_robin": RoundRobin}
 
 
 @hookimpl

@@ -1,0 +1,158 @@
+"""Agents as programs: least attained service first, admission by working set, contexts kept over tool pauses.
+
+docs/scheduling.md has the policy on one page, with what each of its mechanisms is worth.
+"""
+
+from __future__ import annotations
+
+from aios_kernel.scheduler.program_decision import Decision
+from aios_kernel.scheduler.program_knobs import Knobs
+from aios_kernel.scheduler.program_pauses import Pauses
+from aios_kernel.scheduler.program_queue import Rank, Waiting
+from aios_kernel.scheduler.protocol import (
+    Arrived,
+    Computed,
+    Event,
+    Finished,
+    Options,
+    Parked,
+    Plan,
+    ProgramEnded,
+    Task,
+    ToolBegan,
+    ToolEnded,
+    View,
+)
+
+CLASSES = {"interactive": 0, "normal": 1, "batch": 2}
+"""Priority classes: a better one is admitted and prefilled first."""
+_DEFAULT_PAUSE_S = 30.0
+_DUE_SHARE = 0.75
+_PREFILL_PER_S = 10_000.0
+_LEARNING = 0.1
+
+
+class ProgramPolicy:
+    """The default policy.
+
+    Attributes:
+        knobs: its options.
+        pauses: what is known of when programs come back.
+        waiting: calls without a context.
+        yielded: contexts that gave way to others' growth, with their length: most of each is still in the prefix
+            cache, and no new program is admitted in its place.
+        longest: the most tokens that an answer has had.
+        final: how long programs' contexts are when they end, on average.
+    """
+
+    name = "program"
+    parks = True
+
+    def __init__(self, options: Options) -> None:
+        """Raises ConfigError for an option that is unknown or impossible."""
+        self.knobs = Knobs.read(self.name, options)
+        self.pauses = Pauses(_DEFAULT_PAUSE_S)
+        self.waiting = Waiting()
+        self.yielded: dict[str, int] = {}
+        self.longest = 256
+        self.final = 0.0
+        self._prefill_per_s = _PREFILL_PER_S
+        self._prefilled = 0
+        self._decided_s = 0.0
+        self._attained: dict[str, float] = {}
+        self._joined: dict[str, float] = {}
+        self._since_s: dict[str, float] = {}
+        self._family: dict[str, str] = {}
+        self._length: dict[str, int] = {}
+        self._new: set[int] = set()
+
+    def observe(self, event: Event, now_s: float) -> None:
+        """Keep the account of service, pauses and queued calls."""
+        if isinstance(event, Computed):
+            self._serve(event)
+        elif isinstance(event, Arrived):
+            self._new.add(event.task)
+            self.pauses.call_arrived(event.program, now_s)
+        elif isinstance(event, Finished):
+            self._new.discard(event.task)
+            self.waiting.remove(event.task)
+            self.pauses.call_ended(event.program, now_s)
+        elif isinstance(event, ToolBegan):
+            self.pauses.tool_began(event.program, event.tool, event.expected_s, now_s)
+        elif isinstance(event, ToolEnded):
+            self.pauses.tool_ended(event.program, event.tool, event.seconds, now_s)
+        else:
+            self._leave(event)
+
+    def decide(self, view: View, now_s: float) -> Plan:
+        """Who comes in, who gives way, who computes."""
+        self._meet(view, now_s)
+        self._learn_speed(now_s)
+        return Decision(self, view, now_s).make()
+
+    def rank(self, task: Task) -> Rank:
+        """Smaller is admitted first: by class, then the program that has had the least."""
+        first = self._joined[task.family] if self.knobs.by_arrival else self._attained.get(task.family, 0.0)
+        return (CLASSES[task.priority], first, task.arrived_s)
+
+    def recompute_s(self, tokens: int) -> float:
+        """Seconds that computing a context anew takes, at the speed seen lately."""
+        return tokens / self._prefill_per_s
+
+    def rest_s(self, parked: Parked, now_s: float) -> float:
+        """Expected seconds until a parked context is needed."""
+        return self.pauses.remaining(parked.program, now_s)
+
+    def come_in(self, program: str, now_s: float) -> None:
+        """A program joins those whose contexts are kept."""
+        self._since_s[program] = now_s
+
+    def had_turn(self, program: str, now_s: float) -> bool:
+        """Whether a program has been in for so long that one that is due may take its place."""
+        return now_s - self._since_s.get(program, 0.0) >= self.knobs.patience_s
+
+    def _serve(self, event: Computed) -> None:
+        prefilled = event.tokens - event.generated
+        self._prefilled += prefilled
+        family = self._family.get(event.program, event.program)
+        service = prefilled + self.knobs.decode_weight * event.generated
+        self._attained[family] = self._attained.get(family, 0.0) + service
+
+    def _learn_speed(self, now_s: float) -> None:
+        """From the prefill of the step before this decision; small chunks say nothing."""
+        elapsed, self._decided_s = now_s - self._decided_s, now_s
+        if self._prefilled >= 256 and elapsed > 0:
+            self._prefill_per_s += _LEARNING * (self._prefilled / elapsed - self._prefill_per_s)
+        self._prefilled = 0
+
+    def _meet(self, view: View, now_s: float) -> None:
+        """Rank the calls that came since the last decision; they are the last ones of the view."""
+        for task in reversed(view.tasks) if self._new else ():
+            if task.id in self._new:
+                self._new.discard(task.id)
+                self._family[task.program] = task.family
+                self._joined.setdefault(task.family, now_s)
+                self._length[task.program] = task.length
+                self.pauses.name_agent(task.program, task.agent)
+                self.waiting.put(task, self.rank(task), self._due_s(task))
+                if not self._new:
+                    break
+        self._new.clear()
+
+    def _due_s(self, task: Task) -> float:
+        """When nobody may overtake a call any more: its patience is over, or most of the time to its deadline."""
+        due = task.arrived_s + self.knobs.patience_s
+        if task.deadline_s is None:
+            return due
+        return min(due, task.arrived_s + _DUE_SHARE * (task.deadline_s - task.arrived_s))
+
+    def _leave(self, event: ProgramEnded) -> None:
+        self.pauses.program_ended(event.program)
+        self.yielded.pop(event.program, None)
+        self._since_s.pop(event.program, None)
+        family = self._family.pop(event.program, event.program)
+        length = self._length.pop(event.program, 0)
+        if family == event.program:
+            self.final += _LEARNING * (length - self.final) if self.final else length
+            self._attained.pop(family, None)
+            self._joined.pop(family, None)
