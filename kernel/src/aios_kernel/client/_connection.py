@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterable
@@ -106,13 +107,26 @@ class Connection:
     def _send(self, data: bytes) -> None:
         try:
             with self._sending:
-                self._socket.sendall(data)
+                self._send_all(memoryview(data))
         except OSError as error:
             self._break(_lost(str(error)))
         except BaseException:
             # Interrupted (ctrl-C): half a frame may be out, and nothing may follow it.
             self._break(_lost("a frame was cut short by an interrupt"))
             raise
+
+    def _send_all(self, data: memoryview) -> None:
+        """Send without blocking the thread, which may be an event loop's, as long as the kernel keeps up."""
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+
+    def _wait(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        poll.poll()
 
     def _check_fork(self) -> None:
         if self.pid != os.getpid():
@@ -127,7 +141,7 @@ class Connection:
             self._socket.sendall(frames.encode(hello))
             for frame in self._receive():
                 if isinstance(frame, Welcome):
-                    self._socket.settimeout(None)
+                    self._socket.setblocking(False)
                     return frame
                 if isinstance(frame, Failed):
                     raise errors.from_code(frame.code, frame.message, fix=frame.fix)
@@ -136,8 +150,18 @@ class Connection:
         raise _lost("it hung up during the greeting")
 
     def _receive(self) -> Iterable[KernelFrame]:
-        while data := self._socket.recv(_RECEIVE_BYTES):
+        while data := self._received():
             yield from self._reader.feed(data)
+
+    def _received(self) -> bytes:
+        """What has come, once something has; empty when the kernel hung up."""
+        while True:
+            if not self._socket.getblocking():
+                self._wait(select.POLLIN)
+            try:
+                return self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:  # woken for nothing
+                continue
 
     def _read_forever(self) -> None:
         try:
