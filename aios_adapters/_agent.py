@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Generator
@@ -106,6 +107,8 @@ class Runner:
         config = self._config()
         if config.kernel == "off":
             return None, False
+        if config.kernel == "passthrough" and self.options.memory not in ("off", "mediated"):
+            self.options = dataclasses.replace(self.options, memory="mediated")  # the original keeps it
         plugins = host()
         plugins.activate()
         plugins.check()

@@ -117,6 +117,16 @@ class Scope:
         return self._link
 
     @property
+    def passthrough(self) -> bool:
+        """Whether calls pass the kernel and their originals run all the same (`AIOS_KERNEL=passthrough`)."""
+        return self._link.config.kernel == "passthrough"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended."""
+        return self._closed
+
+    @property
     def agent(self) -> str:
         """The agent's full name; a framework's own agents are `parent/child`."""
         own = self.options.name.replace("/", "_")
@@ -253,7 +263,10 @@ class Scope:
         """
         grant = self.call(ToolBegin(name=name, arguments=arguments, call_id=call_id), ToolGrant)
         try:
-            result = run_with_limit(run, grant.timeout_s, _timed_out(name, self.agent, grant.timeout_s))
+            if self.passthrough:  # in the thread where it would run without us
+                result = run()
+            else:
+                result = run_with_limit(run, grant.timeout_s, _timed_out(name, self.agent, grant.timeout_s))
         except BaseException as error:
             self._tool_failed(grant, error)
             raise

@@ -10,14 +10,23 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from aios_adapters import _passthrough
 from aios_adapters._scope import Scope, current
 from aios_kernel.errors import AdapterError
 
 Wrapper: TypeAlias = Callable[..., Any]
 """`wrapper(scope, original, self, *args, **kwargs)`; of the same kind of function as the method it replaces
 (for a coroutine function a coroutine function, for an async generator an async generator, ...)."""
+
+Kind: TypeAlias = Literal["around", "model", "detail"]
+"""What a wrapper does with the original, and so what happens instead of it under `AIOS_KERNEL=passthrough`.
+
+`around`: the wrapper lets the original run when the scope's options say so (tools, memory that is `mediated`, names);
+it stays. `model`: the kernel answers in the original's place; under passthrough a short chat passes the kernel and the
+original runs. `detail`: makes sense only where the kernel answers; under passthrough the original runs alone.
+"""
 
 _Entered: TypeAlias = Callable[[], Scope | None]
 _MISSING = object()
@@ -30,14 +39,21 @@ class Patcher:
         self.adapter = adapter
         self._undo: list[tuple[Any, str, Any]] = []
 
-    def method(self, owner: Any, name: str, wrapper: Wrapper) -> None:
+    def method(self, owner: Any, name: str, wrapper: Wrapper, *, kind: Kind = "around") -> None:
         """Reroute `owner.name` (a class's method or a module's function) to `wrapper` inside a scope."""
         original = inspect.getattr_static(owner, name, _MISSING)
         if original is _MISSING:
             raise self._moved(owner, name)
-        self.replace(owner, name, rerouted(original, wrapper, self.adapter))
+        self.replace(owner, name, rerouted(original, wrapper, self.adapter, kind))
 
-    def leaves(self, base: type, wrappers: Mapping[str, Wrapper], *, late: str = "__init_subclass__") -> None:
+    def leaves(
+        self,
+        base: type,
+        wrappers: Mapping[str, Wrapper],
+        *,
+        late: str = "__init_subclass__",
+        kind: Kind = "around",
+    ) -> None:
         """Reroute the named methods on `base` and on every subclass that defines them, present and future.
 
         `late` is the hook that sees new subclasses: `__pydantic_init_subclass__` for pydantic models.
@@ -46,8 +62,8 @@ class Patcher:
             if not hasattr(base, name):
                 raise self._moved(base, name)
         for cls in _family(base):
-            self._own_methods(cls, wrappers)
-        self._watch(base, wrappers, late)
+            self._own_methods(cls, wrappers, kind)
+        self._watch(base, wrappers, late, kind)
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute and remember what was there."""
@@ -64,14 +80,14 @@ class Patcher:
             else:
                 setattr(owner, name, before)
 
-    def _own_methods(self, cls: type, wrappers: Mapping[str, Wrapper]) -> None:
+    def _own_methods(self, cls: type, wrappers: Mapping[str, Wrapper], kind: Kind) -> None:
         for name, wrapper in wrappers.items():
             original = vars(cls).get(name, _MISSING)
             if original is _MISSING or getattr(original, "__isabstractmethod__", False) or _is_ours(original):
                 continue
-            self.replace(cls, name, rerouted(original, wrapper, self.adapter))
+            self.replace(cls, name, rerouted(original, wrapper, self.adapter, kind))
 
-    def _watch(self, base: type, wrappers: Mapping[str, Wrapper], late: str) -> None:
+    def _watch(self, base: type, wrappers: Mapping[str, Wrapper], late: str, kind: Kind) -> None:
         before = vars(base).get(late, _MISSING)
 
         def hook(cls: type, **kwargs: Any) -> None:
@@ -79,7 +95,7 @@ class Patcher:
                 getattr(super(base, cls), late)(**kwargs)
             else:
                 before.__get__(None, cls)(**kwargs)
-            self._own_methods(cls, wrappers)
+            self._own_methods(cls, wrappers, kind)
 
         self.replace(base, late, classmethod(hook))
 
@@ -91,13 +107,15 @@ class Patcher:
         )
 
 
-def rerouted(original: Any, wrapper: Wrapper, framework: str = "") -> Any:
+def rerouted(original: Any, wrapper: Wrapper, framework: str = "", kind: Kind = "around") -> Any:
     """`original` outside a scope, `wrapper(scope, original, ...)` inside one.
 
     `framework` names a scope that does not know its framework yet.
     """
     if isinstance(original, staticmethod | classmethod):
-        return type(original)(rerouted(original.__func__, wrapper, framework))
+        return type(original)(rerouted(original.__func__, wrapper, framework, kind))
+    if kind != "around":
+        wrapper = _unless_passing(wrapper, _passthrough.wrapper_for(original, counted=kind == "model"))
 
     def entered() -> Scope | None:
         scope = current()
@@ -109,6 +127,13 @@ def rerouted(original: Any, wrapper: Wrapper, framework: str = "") -> Any:
     functools.update_wrapper(patched, original)
     patched.__aios_original__ = original
     return patched
+
+
+def _unless_passing(wrapper: Wrapper, through: Wrapper) -> Wrapper:
+    def chosen(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+        return (through if scope.passthrough else wrapper)(scope, *args, **kwargs)
+
+    return chosen
 
 
 def _is_ours(function: Any) -> bool:

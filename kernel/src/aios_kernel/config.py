@@ -23,7 +23,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Everything that can be set. Keys of `aios.toml` and, upper-cased behind `AIOS_`, of the environment."""
 
     kernel: str = "auto"
-    """`auto` (start or join), `off`, `inprocess`, or the path of a kernel's socket."""
+    """`auto` (start or join), `off`, `inprocess`, `passthrough`, or the path of a kernel's socket."""
     home: str = ""
     """Data directory; empty: the platform's user data folder."""
     token: str = ""
@@ -84,6 +84,10 @@ Origin = str
 """Where a value comes from: `flag`, `AIOS_X`, a file's path or `default`."""
 
 
+_PASSTHROUGH = {"model": "fake", "embedder": "hash", "vectors": "exact"}
+"""What a kernel that only lets calls pass needs: no model, and nothing that takes time to load."""
+
+
 def load(flags: Mapping[str, Any] | None = None, *, cwd: Path | None = None) -> Config:
     """The configuration in force. Raises ConfigError on an unknown key or a wrong value."""
     return load_with_origins(flags, cwd=cwd)[0]
@@ -99,6 +103,10 @@ def load_with_origins(
         for key, value in layer.items():
             values[key] = value
             origins[key] = origin.get(key, "")
+    if values.get("kernel") == "passthrough":
+        chosen = {key: value for key, value in _PASSTHROUGH.items() if key not in values}
+        values |= chosen
+        origins |= dict.fromkeys(chosen, "kernel = passthrough")
     try:
         return msgspec.convert(values, Config, strict=False), origins
     except msgspec.ValidationError as error:
@@ -106,13 +114,14 @@ def load_with_origins(
 
 
 def home_of(config: Config) -> Path:
-    """The data directory, not created yet."""
-    return Path(config.home).expanduser() if config.home else _default_home()
+    """The data directory, not created yet; that of `passthrough` lies in it, so that its kernel is none for others."""
+    home = Path(config.home).expanduser() if config.home else _default_home()
+    return home / "passthrough" if config.kernel == "passthrough" else home
 
 
 def socket_of(config: Config) -> Path:
     """The kernel's socket: what `kernel` names, else the one in the data directory."""
-    if config.kernel not in {"auto", "off", "inprocess", ""}:
+    if config.kernel not in {"auto", "off", "inprocess", "passthrough", ""}:
         return Path(config.kernel).expanduser()
     return home_of(config) / "run" / "kernel.sock"
 
@@ -141,7 +150,7 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     return {}, {}
 
 
-_NOT_SETTINGS = {"data", "parent", "passthrough"}
+_NOT_SETTINGS = {"data", "parent"}
 """`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
 
 

@@ -27,10 +27,9 @@ _events = logging.getLogger(EVENT_LOGGER_NAME)
 def install(patcher: Patcher) -> None:
     """Hook every model client, present and future."""
     calls = ModelCalls(TokenMeter())
-    patcher.leaves(
-        ChatCompletionClient,
-        {"create": calls.create, "create_stream": calls.create_stream, "count_tokens": calls.count_tokens},
-    )
+    answers = {"create": calls.create, "create_stream": calls.create_stream}
+    patcher.leaves(ChatCompletionClient, answers, kind="model")
+    patcher.leaves(ChatCompletionClient, {"count_tokens": calls.count_tokens}, kind="detail")
 
 
 class TokenMeter:

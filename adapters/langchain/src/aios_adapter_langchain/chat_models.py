@@ -26,7 +26,7 @@ Stop = list[str] | None
 def install(patcher: Patcher) -> None:
     """Hook the four methods in which a chat model does its work."""
     leaves = {"_generate": _generate, "_agenerate": _agenerate, "_stream": _stream, "_astream": _astream}
-    patcher.leaves(BaseChatModel, leaves, late="__pydantic_init_subclass__")
+    patcher.leaves(BaseChatModel, leaves, late="__pydantic_init_subclass__", kind="model")
 
 
 def _generate(

@@ -24,7 +24,7 @@ Stop = list[str] | None
 def install(patcher: Patcher) -> None:
     """Hook the four methods in which a completion model does its work."""
     leaves = {"_generate": _generate, "_agenerate": _agenerate, "_stream": _stream, "_astream": _astream}
-    patcher.leaves(BaseLLM, leaves, late="__pydantic_init_subclass__")
+    patcher.leaves(BaseLLM, leaves, late="__pydantic_init_subclass__", kind="model")
 
 
 def _generate(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from aios_adapters._passthrough import passes_through
 from aios_adapters.patching import Patcher
 
 
@@ -19,7 +20,7 @@ def install(patcher: Patcher) -> None:
 
     @functools.wraps(original)
     def check(model: Any) -> None:
-        if model.client is None and model.openai_api_key is None:
+        if model.client is None and model.openai_api_key is None and not passes_through():
             raise openai.OpenAIError(
                 "The api_key client option must be set either by passing api_key to the client or by setting the "
                 "OPENAI_API_KEY environment variable (inside a function decorated with @aios.agent none is needed)"

@@ -42,7 +42,7 @@ def install(patcher: Patcher) -> None:
         "astream_chat": _async_stream(_astream_chat),
         "astream_complete": _async_stream(_astream_complete),
     }
-    patcher.leaves(BaseLLM, wrappers, late="__pydantic_init_subclass__")
+    patcher.leaves(BaseLLM, wrappers, late="__pydantic_init_subclass__", kind="model")
 
 
 def _plain(kernel_call: Any) -> Wrapper:

@@ -21,9 +21,9 @@ from aios_kernel.syscalls import LlmResult
 def install(patcher: Patcher) -> None:
     """Replace the client inside a scope, and let model names that OpenAI does not know pass."""
     clients = {"_get_client": _client, "_get_aclient": _aclient, "_use_chat_completions": _use_chat}
-    patcher.leaves(base.OpenAI, clients, late="__pydantic_init_subclass__")
-    patcher.method(base, "openai_modelname_to_contextsize", _context_size)
-    patcher.method(base, "is_chat_model", _is_chat_model)
+    patcher.leaves(base.OpenAI, clients, late="__pydantic_init_subclass__", kind="detail")
+    patcher.method(base, "openai_modelname_to_contextsize", _context_size, kind="detail")
+    patcher.method(base, "is_chat_model", _is_chat_model, kind="detail")
 
 
 def install_responses(patcher: Patcher) -> None:
@@ -31,8 +31,8 @@ def install_responses(patcher: Patcher) -> None:
     from llama_index.llms.openai import responses
 
     structured = {"structured_predict": _structured, "astructured_predict": _astructured}
-    patcher.leaves(responses.OpenAIResponses, structured, late="__pydantic_init_subclass__")
-    patcher.method(responses, "openai_modelname_to_contextsize", _context_size)
+    patcher.leaves(responses.OpenAIResponses, structured, late="__pydantic_init_subclass__", kind="detail")
+    patcher.method(responses, "openai_modelname_to_contextsize", _context_size, kind="detail")
 
 
 def _context_size(scope: Scope, original: Any, *args: Any, **kwargs: Any) -> int:

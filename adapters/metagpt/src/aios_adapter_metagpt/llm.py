@@ -17,7 +17,7 @@ def install(patcher: Patcher) -> None:
     """Reroute the providers that are imported and those that will be."""
     from metagpt.provider.base_llm import BaseLLM
 
-    patcher.leaves(BaseLLM, {"acompletion_text": _acompletion_text, "acompletion": _acompletion})
+    patcher.leaves(BaseLLM, {"acompletion_text": _acompletion_text, "acompletion": _acompletion}, kind="model")
 
 
 async def _acompletion_text(

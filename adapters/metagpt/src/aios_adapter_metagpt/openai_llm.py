@@ -17,9 +17,8 @@ def install(patcher: Patcher) -> None:
     """Reroute completions and tool calls (`aask_code`), and refuse the placeholder key outside of a scope."""
     from metagpt.provider.openai_api import OpenAILLM
 
-    patcher.leaves(
-        OpenAILLM, {"_achat_completion": _achat_completion, "_achat_completion_function": _achat_completion_function}
-    )
+    completions = {"_achat_completion": _achat_completion, "_achat_completion_function": _achat_completion_function}
+    patcher.leaves(OpenAILLM, completions, kind="model")
     patcher.replace(OpenAILLM, "_cons_kwargs", _with_a_key(OpenAILLM._cons_kwargs))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from aios_adapters._passthrough import passes_through
 from aios_adapters.patching import Patcher
 
 PLACEHOLDER = "sk-served-by-the-aios-kernel"
@@ -25,7 +26,9 @@ def install(patcher: Patcher) -> None:
     def read_yaml(cls: type, file_path: Path, encoding: str = "utf-8") -> dict[str, Any]:
         """Read yaml file and return a dict."""
         values = read(cls, file_path, encoding)
-        return _completed(values, Path(file_path)) if cls.__name__ == "Config" else values
+        if cls.__name__ != "Config" or passes_through():
+            return values
+        return _completed(values, Path(file_path))
 
     patcher.replace(YamlModel, "read_yaml", classmethod(read_yaml))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import openai
 
+from aios_adapters._passthrough import passes_through
 from aios_adapters.patching import Patcher
 from aios_kernel.errors import AdapterError
 
@@ -39,7 +40,7 @@ def _lenient(construct: Callable[..., None]) -> Callable[..., None]:
         try:
             construct(client, *args, **kwargs)
         except openai.OpenAIError as error:
-            if not kwargs.get("_enforce_credentials", True):
+            if not kwargs.get("_enforce_credentials", True) or passes_through():
                 raise
             try:
                 construct(client, *args, **{**kwargs, "_enforce_credentials": False})

@@ -41,8 +41,8 @@ def _requests(patcher: Patcher) -> None:
 
     from aios_adapter_openai.requests import arequest, request
 
-    patcher.method(base.SyncAPIClient, "request", request)
-    patcher.method(base.AsyncAPIClient, "request", arequest)
+    patcher.method(base.SyncAPIClient, "request", request, kind="model")
+    patcher.method(base.AsyncAPIClient, "request", arequest, kind="model")
 
 
 def _keyless(patcher: Patcher, module: str) -> None:

@@ -23,7 +23,7 @@ def refuse_in_scope(patcher: Patcher, module: str) -> None:
             f"{module} no longer has a connect method", fix="aios doctor shows the tested versions; install one of them"
         )
     for cls in found:
-        patcher.method(cls, "connect", _refuse)
+        patcher.method(cls, "connect", _refuse, kind="detail")
 
 
 def _refuse(scope: Scope, original: Any, resource: Any, *args: Any, **kwargs: Any) -> Any:

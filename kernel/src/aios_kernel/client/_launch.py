@@ -25,13 +25,13 @@ _POLL_S = 0.05
 def connect(config: Config | None = None, *, client: str = "", start: bool | None = None) -> Connection:
     """A connection to the kernel that the configuration names.
 
-    With `kernel = "auto"` one is started when none answers (`start=False` forbids that). Raises KernelUnavailable with
-    the reason, AuthError or HandshakeRefused.
+    With `kernel = "auto"` or "passthrough" one is started when none answers (`start=False` forbids that). Raises
+    KernelUnavailable with the reason, AuthError or HandshakeRefused.
     """
     config = config or load()
     if config.kernel == "inprocess":
         return _in_process(config, client)
-    may_start = config.kernel == "auto" if start is None else start
+    may_start = config.kernel in ("auto", "passthrough") if start is None else start
     connection = _try(config, client)
     if connection is not None:
         return connection
