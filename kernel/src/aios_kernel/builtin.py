@@ -32,11 +32,13 @@ def aios_kernel_engines() -> Mapping[str, EngineFactory]:
 @hookimpl
 def aios_kernel_policies() -> Mapping[str, PolicyFactory]:
     """The scheduling policies."""
+    from aios_kernel.scheduler.fair import Fair
     from aios_kernel.scheduler.fifo import Fifo
+    from aios_kernel.scheduler.priority import Priority
     from aios_kernel.scheduler.program import ProgramPolicy
     from aios_kernel.scheduler.round_robin import RoundRobin
 
-    return {"fifo": Fifo, "program": ProgramPolicy, "round_robin": RoundRobin}
+    return {"fifo": Fifo, "program": ProgramPolicy, "round_robin": RoundRobin, "priority": Priority, "fair": Fair}
 
 
 @hookimpl

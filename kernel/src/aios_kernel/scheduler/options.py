@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aios_kernel.errors import ConfigError
 from aios_kernel.scheduler.protocol import Options
@@ -24,6 +24,26 @@ def whole_number(policy: str, options: Options, name: str, default: int, *, leas
             f'{name} = {value!r} of policy "{policy}" must be an integer of at least {least}', fix="edit policy_options"
         )
     return value
+
+
+def number(policy: str, options: Options, name: str, default: float, *, least: float) -> float:
+    """A number as an option. Raises ConfigError for anything else, or when it is below `least`."""
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise ConfigError(
+            f'{name} = {value!r} of policy "{policy}" must be a number of at least {least:g}', fix="edit policy_options"
+        )
+    return float(value)
+
+
+def one_of(policy: str, options: Options, name: str, choices: Sequence[str]) -> str:
+    """An option that is one of several words, the first by default. Raises ConfigError for anything else."""
+    value = options.get(name, choices[0])
+    if value not in choices:
+        raise ConfigError(
+            f'{name} = {value!r} of policy "{policy}" must be one of {", ".join(choices)}', fix="edit policy_options"
+        )
+    return str(value)
 
 
 def switch(policy: str, options: Options, name: str) -> bool:
