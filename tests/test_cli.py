@@ -85,6 +85,9 @@ def test_listings_have_json(served: Shell, tmp_path: Path) -> None:
     served("trace", "--perfetto", str(target))
     events = json.loads(target.read_text())["traceEvents"]
     assert {"llm.chat", "thread_name"} <= {event["name"] for event in events}
+    drawn = tmp_path / "trace.html"
+    assert "open it in a browser" in served("trace", "--html", str(drawn))
+    assert "worker" in drawn.read_text()
     assert "worker" in served("ps")
     assert "llm.chat" in served("trace")
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from aios_adapters.cli.gantt import write_gantt
 from aios_adapters.cli.output import Json, show_json, show_table
 from aios_adapters.cli.perfetto import write_perfetto
 from aios_kernel.client import Client, connect
@@ -96,14 +97,20 @@ def kill(
 def trace(
     program: Annotated[str | None, typer.Argument(help="Only this program and its children.")] = None,
     json: Json = False,
+    html: Annotated[Path | None, typer.Option(help="Draw a Gantt chart into this HTML file.")] = None,
     perfetto: Annotated[Path | None, typer.Option(help="Write Chrome trace JSON for ui.perfetto.dev here.")] = None,
 ) -> None:
     """Show what was called, by whom, how long it waited and ran."""
     spans = [span for span in ask(KernelTrace(program=program), Trace).spans if span.agent != OWN_NAME]
+    if html is not None:
+        write_gantt(spans, html)
+        typer.echo(f"wrote {html}: open it in a browser")
     if perfetto is not None:
         write_perfetto(spans, perfetto)
         typer.echo(f"wrote {perfetto}: open it at ui.perfetto.dev")
-    elif json:
+    if html is not None or perfetto is not None:
+        return
+    if json:
         show_json(spans)
     else:
         show_spans(spans)

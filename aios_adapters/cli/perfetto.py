@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from aios_kernel.syscalls import Span
+from aios_adapters.cli.gantt import waits
+from aios_kernel.syscalls import Mark, Span
 
 
 def write_perfetto(spans: Iterable[Span], path: Path) -> None:
-    """One track a program; a span's wait and its run are two slices. Times in microseconds (Trace Event Format)."""
+    """One track a program; waits and runs are slices, moves of KV instants. Times in us (Trace Event Format)."""
     events: list[dict[str, Any]] = []
     tracks: dict[str, int] = {}
     for span in spans:
@@ -35,9 +36,18 @@ def _slices(track: int, span: Span) -> list[dict[str, Any]]:
     }
     args["completion_tokens"] = span.completion_tokens
     slices = [_slice(common, span.syscall, span.started_s, span.ended_s) | {"args": args}]
-    if span.started_s > span.queued_s:
-        slices.insert(0, _slice(common, "waiting", span.queued_s, span.started_s))
-    return slices
+    for start_s, end_s, why in waits(span):
+        waiting = _slice(common, "waiting", start_s, end_s) | {"args": {"reason": why}}
+        slices.insert(0 if end_s <= span.started_s else len(slices), waiting)
+    return slices + [_moment(track, mark) for mark in span.marks if mark.kind != "queued"]
+
+
+def _moment(track: int, mark: Mark) -> dict[str, Any]:
+    """An instant event of a thread."""
+    return {
+        "ph": "i", "s": "t", "pid": 1, "tid": track, "cat": "kv", "name": mark.kind, "ts": mark.at_s * 1e6,
+        "args": {"detail": mark.detail},
+    }  # fmt: skip
 
 
 def _slice(common: dict[str, Any], name: str, start_s: float, end_s: float) -> dict[str, Any]:
