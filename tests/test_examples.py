@@ -64,6 +64,18 @@ def test_three_frameworks_on_the_demo_model(tmp_path: Path) -> None:
     ]
 
 
+def test_a_tree_search_on_the_demo_model(tmp_path: Path) -> None:
+    lines = run(tmp_path, AIOS, "run", EXAMPLES / "tree_search.py", model="demo")
+    assert {lines[0], lines[1]} <= {"5 + 3 = 8", "8 * 8 = 64"}
+    branches = [line.split()[0] for line in lines if line.startswith("solver/")]
+    assert "solver/5+3" in branches
+    assert "solver/5+3/8*8" in branches
+
+
+def test_a_tree_search_that_finds_nothing_says_so(tmp_path: Path) -> None:
+    assert run(tmp_path, sys.executable, EXAMPLES / "tree_search.py", 7, 2, 2, model="demo") == ["7 cannot be reached"]
+
+
 @needs_metagpt
 def test_metagpt_takes_part_from_its_own_environment(tmp_path: Path) -> None:
     lines = run(tmp_path, AIOS, "run", EXAMPLES / "with_metagpt.py", CALL, 4, model="fake")
