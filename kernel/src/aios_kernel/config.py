@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from aios_kernel.errors import ConfigError
+from aios_kernel.scheduler.settings import GroupPolicy, Limits
 from aios_kernel.syscalls import WindowStrategy
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -56,6 +57,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Conversations longer than the model's window: `refuse`, `drop_oldest_turns` or `summarise`."""
     policy: str = "fifo"
     policy_options: dict[str, float | int | str | bool] = {}
+    policy_groups: dict[str, GroupPolicy] = {}
+    """Policies of agent groups; they share the engine by their weights with the other groups, which `policy` serves."""
+    limits: Limits = Limits()
+    """Rates, totals and calls at once of agents and groups."""
     kv_host_bytes: _Count = 0
     """Host memory for contexts that are swapped out; 0: a quarter of the machine's memory."""
     kv_disk_bytes: _Count = 4 << 30
@@ -167,7 +172,7 @@ def _from_environment() -> tuple[dict[str, Any], dict[str, Origin]]:
 
 def _parse_tables(key: str, text: str) -> Any:
     """Tables are written as JSON in the environment; everything else is taken as it stands."""
-    if not isinstance(getattr(Config(), key), dict):
+    if not isinstance(getattr(Config(), key), dict | Limits):
         return text
     try:
         return msgspec.json.decode(text)

@@ -16,6 +16,7 @@
     ├── NotFound
     ├── AccessDenied
     ├── Busy                   try again after `retry_after_s`
+    ├── BudgetExceeded         an agent or a group is over its total of tokens
     ├── DeadlineExceeded
     ├── Cancelled
     ├── ToolError
@@ -168,6 +169,12 @@ class Busy(AiosError):
     """A queue is full; `retry_after_s` says when to come back."""
 
     code = "busy"
+
+
+class BudgetExceeded(AiosError):
+    """An agent or a group has used up the tokens that it may use in all."""
+
+    code = "budget_exceeded"
 
 
 class DeadlineExceeded(AiosError):

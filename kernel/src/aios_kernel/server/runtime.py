@@ -18,6 +18,7 @@ from aios_kernel.config import Config, home_of, socket_of, token_file_of
 from aios_kernel.kernel import Kernel, MakePolicy
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.plugins import Plugins
+from aios_kernel.scheduler.build import with_limits
 from aios_kernel.scheduler.protocol import Options, Policy
 from aios_kernel.server.socket_file import private_folder
 from aios_kernel.server.unix import Doorman, Doors, listening
@@ -80,7 +81,7 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
     `doors` counts the connections; pass it to open more of them than the socket's.
     """
     plugins = Plugins()
-    make_policy = policy_maker(plugins)
+    make_policy = with_limits(config, policy_maker(plugins))
     policy = make_policy(config.policy, config.policy_options)
     doors = doors or Doors()
     with contextlib.closing(lock_home(config)):
