@@ -74,6 +74,16 @@ def test_the_chart_has_rows_bars_waits_and_marks() -> None:
     assert float(writer.get("y", "")) < float(reader.get("y", ""))
 
 
+def test_moves_of_parked_contexts_are_moments_without_a_bar(tmp_path: Path) -> None:
+    moved = Span(
+        "p1", "a", "", "context.swap_out", "64 tokens", "ok", 3.0, 3.0, 3.0, marks=[Mark(3.0, "swap_out", "64")]
+    )
+    (mark,) = titled(drawing(gantt([moved])), "parked KV swapped out")
+    assert mark.text == "▽"
+    assert not [item for item in drawing(gantt([moved])).iter() if item.get("height") == "14"]
+    assert [(event["ph"], event["name"]) for event in exported([moved], tmp_path / "t.json")][1:] == [("i", "swap_out")]
+
+
 def test_nothing_is_loaded_and_nothing_runs() -> None:
     page = Page(gantt(SPANS))
     assert not {tag for tag, _ in page.elements} & {"script", "link", "img", "iframe", "object", "use", "image"}

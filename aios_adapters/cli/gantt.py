@@ -16,7 +16,6 @@ _COLOURS = {
     "storage": "#6b46c1",
     "agent": "#718096",
     "access": "#b83280",
-    "context": "#0f766e",
 }
 _OTHER = "#4a5568"
 _MARKS = {

@@ -35,6 +35,8 @@ def _slices(track: int, span: Span) -> list[dict[str, Any]]:
         name: getattr(span, name) for name in ("detail", "outcome", "prompt_tokens", "cached_tokens", "diverged_tokens")
     }
     args["completion_tokens"] = span.completion_tokens
+    if span.syscall.startswith("context."):
+        return [_moment(track, mark) for mark in span.marks]
     slices = [_slice(common, span.syscall, span.started_s, span.ended_s) | {"args": args}]
     for start_s, end_s, why in waits(span):
         waiting = _slice(common, "waiting", start_s, end_s) | {"args": {"reason": why}}

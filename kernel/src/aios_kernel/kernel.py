@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -27,6 +28,7 @@ from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.service import ChatService
 from aios_kernel.chat.window_fit import Fitted
 from aios_kernel.config import Config, home_of
+from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.managers import Managers
@@ -47,7 +49,7 @@ from aios_kernel.syscalls import (
     Trace,
 )
 from aios_kernel.tool_calls import ToolService
-from aios_kernel.trace import Tracer, marks_of
+from aios_kernel.trace import Tracer, marks_of, moved_span
 from aios_kernel.windows import Windows
 
 _log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ class Kernel:
         self.loop = asyncio.get_running_loop()
         self.http_url: str | None = None
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
-        self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config))
+        self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config), self._moved_soon)
         self.agents = AgentService(
             observe=self.dispatcher.observe, drop=managers.drop, standings=self.dispatcher.standings
         )
@@ -263,6 +265,17 @@ class Kernel:
             self.loop.call_soon_threadsafe(self._deliver, updates)
         except RuntimeError:
             _log.debug("the loop is closed; %d updates have no reader", len(updates))
+
+    def _moved_soon(self, moves: list[Move]) -> None:
+        """Called by the dispatcher's thread: parked contexts have moved."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._moved, moves, time.time())
+
+    def _moved(self, moves: list[Move], at_s: float) -> None:
+        for move in moves:
+            program = self.agents.table.known(move.program)
+            if program is not None:
+                self.tracer.add(moved_span(program, move, at_s))
 
     def _deliver(self, updates: list[Update]) -> None:
         for update in updates:

@@ -167,6 +167,10 @@ class ProcessTable:
             raise errors.NotFound(f'no program "{program_id}"', fix="aios ps")
         return program
 
+    def known(self, program_id: str) -> Program | None:
+        """A program, living or finished, whoever's it is; for the kernel itself."""
+        return self._alive.get(program_id) or self._finished.get(program_id)
+
     def has_finished(self, program_id: str, principal: str) -> bool:
         """Whether this is the id of a program of this principal that has ended."""
         program = self._finished.get(program_id)

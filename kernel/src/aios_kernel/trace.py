@@ -13,6 +13,8 @@ from aios_kernel.syscalls import Mark, Span
 
 if TYPE_CHECKING:
     from aios_kernel.calls import OpenCall
+    from aios_kernel.context.parking import Move
+    from aios_kernel.process import Program
 
 _KEPT = 100_000
 _FLUSH_EVERY = 64
@@ -60,6 +62,22 @@ class Tracer:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def moved_span(program: Program, move: Move, at_s: float) -> Span:
+    """A moment of a program between its calls: what its last call left in the pool was moved."""
+    return Span(
+        program=program.id,
+        agent=program.agent,
+        framework=program.framework,
+        syscall=f"context.{move.kind}",
+        detail=f"{move.tokens:,} tokens",
+        outcome="ok",
+        queued_s=at_s,
+        started_s=at_s,
+        ended_s=at_s,
+        marks=[Mark(at_s, move.kind, f"{move.tokens:,} tokens")],
+    )
 
 
 def marks_of(open_call: OpenCall, started_s: float, kv_tokens: int) -> list[Mark]:

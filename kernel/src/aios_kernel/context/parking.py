@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aios_kernel.chat.generation import Order
 from aios_kernel.context.held import Held
@@ -17,6 +17,15 @@ from aios_kernel.engine.protocol import Context, Engine, KvExhausted
 from aios_kernel.scheduler.protocol import Parked, Residency
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A parked context that was moved or given up, for the trace; `tokens` of KV."""
+
+    program: str
+    kind: Literal["swap_out", "swap_in", "drop"]
+    tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +68,7 @@ class Parking:
 
     Attributes:
         on: whether contexts are parked; see `switch`.
+        moves: what was moved since somebody took note of it.
     """
 
     def __init__(self, engine: Engine[Any, Any], tiers: SwapTiers, residue: Residue) -> None:
@@ -68,6 +78,7 @@ class Parking:
         self._parked: dict[str, ParkedContext] = {}  # by program, in order of parking
         self._rows: Sequence[Parked] | None = None
         self.on = False
+        self.moves: list[Move] = []
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -106,6 +117,7 @@ class Parking:
         parked.context = None
         self._tiers.keep(parked, snapshot)
         self._residue.forget(program)  # it has a copy: the cache should rather keep what has none
+        self.moves.append(Move(program, "swap_out", parked.computed))
         self._rows = None
         return True
 
@@ -126,6 +138,7 @@ class Parking:
             _log.exception("a parked context could not be brought back")
             return self.forget(program)
         self._tiers.forget(parked)
+        self.moves.append(Move(program, "swap_in", parked.computed))
         self._rows = None
         return True
 
@@ -135,6 +148,7 @@ class Parking:
         if parked is None:
             return False
         self._keep_in_cache(parked)
+        self.moves.append(Move(program, "drop", parked.computed))
         return self.forget(program)
 
     def forget(self, program: str) -> bool:

@@ -18,6 +18,7 @@ from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.context.manager import ContextManager
+from aios_kernel.context.parking import Move
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.process import Standing
 from aios_kernel.scheduler.embedding import EmbedQueue
@@ -40,12 +41,21 @@ Deliver: TypeAlias = Callable[[list[Update]], None]
 class Dispatcher:
     """Owns the engine. `submit`, `cancel` and `observe` may be called from any thread."""
 
-    def __init__(self, model: LoadedModel, policy: Policy, deliver: Deliver, space: SwapSpace | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        policy: Policy,
+        deliver: Deliver,
+        space: SwapSpace | None = None,
+        moved: Callable[[list[Move]], None] | None = None,
+    ) -> None:
+        """`moved` hears of parked contexts that were moved."""
         self.model = model
         self.contexts = ContextManager(model.engine, model.codec.load_grammar, space)
         self._roster = Roster(policy, self.contexts)
         self._stepper = Stepper(model.engine, self._roster, self.contexts, self._wait_a_moment)
         self._deliver = deliver
+        self._moved = moved
         self._embeds = EmbedQueue(model.engine)
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
@@ -196,3 +206,7 @@ class Dispatcher:
         if self._roster.updates:
             updates, self._roster.updates = self._roster.updates, []
             self._deliver(updates)
+        if self.contexts.parking.moves:
+            moves, self.contexts.parking.moves = self.contexts.parking.moves, []
+            if self._moved is not None:
+                self._moved(moves)
