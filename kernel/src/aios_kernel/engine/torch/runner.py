@@ -45,6 +45,7 @@ class ModelRunner:
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
         pack_linears(model)
         self._compiled: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
+        self._warm = False
         self.shapes = self._probe()
 
     @property
@@ -96,6 +97,7 @@ class ModelRunner:
             self._compiled = None
             _log.warning("%s runs uncompiled: %s", type(self.model).__name__, error)
         else:
+            self._warm = True
             _log.info("compiled %s in %.0f s", type(self.model).__name__, time.monotonic() - started)
 
     def _run_compiled(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward) -> Tensor:
@@ -103,7 +105,10 @@ class ModelRunner:
         assert self._compiled is not None
         least = min(2, len(ids))
         padded = torch.cat([rows, rows.new_zeros(least - len(rows))]) if len(rows) < least else rows
-        with attention.running(forward, id(self)) as number:
+        # The graphs are made, and nothing but the number of tokens decides between them: checking all else, as the
+        # compiler does before every call, takes a tenth of a step of one token.
+        trusting = torch.compiler.set_stance(skip_guard_eval_unsafe=self._warm)
+        with attention.running(forward, id(self)) as number, trusting:
             return self._compiled(ids, positions, padded, number)[: len(rows)]
 
     def _probe(self) -> list[LayerShape]:
