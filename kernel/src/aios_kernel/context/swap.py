@@ -48,6 +48,7 @@ class SwapTiers:
         self._fetching: set[Place] = set()
         self._token_bytes = 0  # of the newest snapshot; not known before the first one
         self.host_bytes = 0
+        self.tokens_out = 0  # of KV, in all snapshots so far
 
     @property
     def disk_bytes(self) -> int:
@@ -79,6 +80,7 @@ class SwapTiers:
         self._host[place] = snapshot.nbytes
         self.host_bytes += snapshot.nbytes
         self._token_bytes = snapshot.nbytes // max(1, snapshot.computed)
+        self.tokens_out += snapshot.computed
         self._move_on()
 
     def bring(self, place: Place) -> Snapshot | None:
