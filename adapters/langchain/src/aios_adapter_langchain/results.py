@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall
 from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -82,7 +83,7 @@ class ChunkWriter:
             response_metadata={"model_provider": PROVIDER},
             usage_metadata=_usage(result) if self._request.show_usage else None,
         )
-        info = {"finish_reason": result.finish_reason, "model_name": result.model}
+        info = {"finish_reason": result.finish_reason, "model_name": result.model, **_left_out(result)}
         return ChatGenerationChunk(message=message, generation_info=info)
 
 
@@ -130,7 +131,13 @@ def _parsed(kind: Any, text: str) -> Any:
 
 
 def _info(request: ModelRequest, result: LlmResult) -> dict[str, Any]:
-    return {"finish_reason": result.finish_reason, "logprobs": wire_logprobs(request, result.logprobs)}
+    logprobs = wire_logprobs(request, result.logprobs)
+    return {"finish_reason": result.finish_reason, "logprobs": logprobs, **_left_out(result)}
+
+
+def _left_out(result: LlmResult) -> dict[str, Any]:
+    """What did not fit the model's window, if anything, as `aios_window`."""
+    return {"aios_window": msgspec.to_builtins(result.window)} if result.window is not None else {}
 
 
 def _usage(result: LlmResult) -> UsageMetadata:

@@ -78,6 +78,8 @@ def _raw(result: LlmResult) -> dict[str, Any]:
     }
     if result.argmax:
         raw["aios_argmax"] = result.argmax
+    if result.window is not None:
+        raw["aios_window"] = msgspec.to_builtins(result.window)
     return raw
 
 

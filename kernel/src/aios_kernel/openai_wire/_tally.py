@@ -1,11 +1,13 @@
-"""Usage and log-probabilities in OpenAI's spelling."""
+"""Usage, log-probabilities and what was left out, in OpenAI's spelling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from aios_kernel.syscalls import TokenLogprob, Usage
+import msgspec
+
+from aios_kernel.syscalls import TokenLogprob, Usage, WindowCut
 
 _LOWEST = -9999.0
 """JSON has no minus infinity; OpenAI writes this for a token that cannot come."""
@@ -48,3 +50,8 @@ def token_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 
 def _entry(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": max(logprob, _LOWEST), "bytes": list(token.encode("utf-8", "surrogatepass"))}
+
+
+def window_cut(cut: WindowCut | None) -> dict[str, Any]:
+    """`aios_window`: what did not fit the model's window and was left out; nothing otherwise."""
+    return {"aios_window": msgspec.to_builtins(cut)} if cut is not None else {}

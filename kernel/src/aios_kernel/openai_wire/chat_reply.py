@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aios_kernel.errors import AiosError
-from aios_kernel.openai_wire._tally import chat_usage, token_logprobs
+from aios_kernel.openai_wire._tally import chat_usage, token_logprobs, window_cut
 from aios_kernel.openai_wire.chat_request import read_chat_request
 from aios_kernel.openai_wire.error_reply import error_object
 from aios_kernel.openai_wire.exchange import event, fresh_id
@@ -113,12 +113,12 @@ class ChatExchange:
         """What OpenAI's answers do not have.
 
         The tokens (ids) that the model itself would have chosen, of forced decoding; the log-probabilities of the
-        prompt's tokens but the first.
+        prompt's tokens but the first; what did not fit the window and was left out.
         """
         own: dict[str, Any] = {"aios_argmax": result.argmax} if result.argmax else {}
         if self.call.sampling.prompt_logprobs is not None:
             own["prompt_logprobs"] = token_logprobs(result.prompt_logprobs)
-        return own
+        return own | window_cut(result.window)
 
 
 def _message(result: LlmResult) -> dict[str, Any]:

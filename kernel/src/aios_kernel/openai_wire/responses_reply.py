@@ -9,7 +9,7 @@ from typing import Any
 from aios_kernel.errors import AiosError, Busy, InvalidRequest
 from aios_kernel.openai_wire._output import output_of
 from aios_kernel.openai_wire._output_events import OutputEvents
-from aios_kernel.openai_wire._tally import responses_usage
+from aios_kernel.openai_wire._tally import responses_usage, window_cut
 from aios_kernel.openai_wire.error_reply import error_object
 from aios_kernel.openai_wire.exchange import fresh_id
 from aios_kernel.openai_wire.responses_request import read_responses_request
@@ -69,7 +69,7 @@ class ResponsesExchange:
         response["usage"] = responses_usage(result.usage)
         if result.argmax:
             response["aios_argmax"] = result.argmax
-        return response
+        return response | window_cut(result.window)
 
     def _response(self, status: str, model: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         return {
