@@ -59,7 +59,7 @@ def test_a_langchain_agent_with_tools(fake_kernel: KernelHandle, strategy: Any) 
 
     @aios.agent(name="sums", window=strategy)
     def run() -> Any:
-        graph = create_agent(ChatOpenAI(model="gpt-4o", max_tokens=20), [add], system_prompt="You add.")
+        graph = create_agent(ChatOpenAI(model="gpt-4o", max_completion_tokens=20), [add], system_prompt="You add.")
         asked: Any = {"messages": [*TALK, ("user", 'call add {"a": 1, "b": 2}')]}
         return graph.invoke(asked)["messages"]
 
