@@ -41,6 +41,8 @@ class OpenCall:
     usage: Usage = field(default_factory=Usage)
     generations: list[Generation] = field(default_factory=list["Generation"])
     """Of an LLM call: its answers in the making, more than one if it asked for several."""
+    unended: int = 0
+    """Of these, whose end has not been told here yet."""
     found: tuple[int, int] = (0, 0)
     """Of an LLM call: open generations and free tokens of KV when it began to wait for the model."""
     cut: WindowCut | None = None

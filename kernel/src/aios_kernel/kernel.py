@@ -254,6 +254,7 @@ class Kernel:
         if open_call.ended:
             return
         open_call.generations = generations
+        open_call.unended = len(generations)
         open_call.found = (len(self._generations), self.model.engine.kv_free())
         for generation in generations:
             self._generations[generation.id] = open_call
@@ -303,9 +304,11 @@ class Kernel:
         if update.delta is not None and open_call.call.stream:
             open_call.show(update.delta)
         if update.ended and generation.ended is not None:
+            # Another answer may have ended on the engine's thread while its last words are still on their way here.
+            open_call.unended -= 1
             if isinstance(generation.ended, errors.AiosError):
                 open_call.fail(generation.ended)
-            elif (result := combined(open_call.generations)) is not None:
+            elif not open_call.unended and (result := combined(open_call.generations)) is not None:
                 open_call.finish(msgspec.structs.replace(result, window=open_call.cut) if open_call.cut else result)
 
     def _settle(self, open_call: OpenCall) -> None:
