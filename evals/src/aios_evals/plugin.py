@@ -149,7 +149,8 @@ def schedule(
     think_cap: Annotated[float, typer.Option(help="Longest pause in seconds.")] = 60.0,
     plot: Annotated[Path | None, typer.Option(help="Also draw into this folder (needs matplotlib).")] = None,
     ablation: Annotated[bool, typer.Option(help="The program policy with each mechanism off in turn.")] = False,
-    calibrate: Annotated[bool, typer.Option(help="The cost model against this machine's own engine, instead.")] = False,
+    calibrate: Annotated[bool, typer.Option(help="Instead: the cost model against our engine.")] = False,
+    decisions: Annotated[bool, typer.Option(help="Instead: what a decision of each policy costs.")] = False,
 ) -> None:
     """Policies on recorded agent sessions in a simulated engine: completion, reuse, swaps, fairness, and the bound."""
     from aios_evals import report
@@ -159,6 +160,11 @@ def schedule(
         from aios_evals.schedule.calibrate import run as calibrated
 
         report.emit("schedule_calibration", calibrated(25 if full else 7), json=json)
+        return
+    if decisions:
+        from aios_evals.schedule.decisions import run as decided
+
+        report.emit("schedule_decisions", decided(), json=json)
         return
     asked = bench_run.Asked(trace, programs, pool, host, policy, gpu, model, loop, sessions, think_cap, full)
     todo = bench_run.ablations(asked) if ablation else bench_run.cells(asked)
@@ -172,12 +178,81 @@ def schedule(
 
 
 @bench.command()
+def contention(
+    json: Json = False,
+    full: Full = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of the recorded workloads (AIOS_DATA).")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="The kernel's policies, engine_lru, vllm; again for several.")
+    ] = None,
+    programs: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 12,
+    peers: Annotated[Path, typer.Option(help="Folder of the environments that `make bench-peers` made.")] = Path(),
+) -> None:
+    """Recorded agent sessions, scaled down, that overload a real engine: our policies, plain LRU, and vLLM served."""
+    from aios_evals import report
+    from aios_evals.contention import run as contending
+    from aios_evals.workloads.load import data_folder
+    from aios_kernel.config import home_of, load
+
+    asked = contending.Asked(
+        data=data_folder(data),
+        models=home_of(load()) / "models",
+        peers=peers.resolve(),
+        policies=policy or contending.POLICIES,
+        programs=programs,
+        repeats=3 if full else 1,
+    )
+    rows, notes = contending.run(asked)
+    report.emit("contention", rows, json=json, notes=notes)
+
+
+@bench.command()
 def exactness(json: Json = False, full: Full = False) -> None:
     """Whether the demo agents say the same with and without the kernel, with snapshots on and off."""
     from aios_evals import report
     from aios_evals.demo.exactness import run
 
     report.emit("exactness", run(3 if full else 1), json=json)
+
+
+@bench.command()
+def policies(json: Json = False, full: Full = False) -> None:
+    """What one decision of each scheduling policy costs, with 64 running contexts and up to 10,000 that wait."""
+    from aios_evals import report
+    from aios_evals.policies_bench import run
+
+    report.emit("policies", run(steps=2000 if full else 300), json=json)
+
+
+@bench.command()
+def attack(
+    json: Json = False,
+    full: Full = False,
+    policy: Annotated[list[str] | None, typer.Option(help="Of the scheduler; again for several.")] = None,
+) -> None:
+    """One agent floods, nine want their work done: their p99, the Jain index and the throughput under each policy."""
+    from aios_evals import report
+    from aios_evals.attack import POLICIES, run
+
+    report.emit("attack", run(_known(policy, POLICIES), calls=240 if full else 60), json=json)
+
+
+@bench.command()
+def scale(json: Json = False, full: Full = False) -> None:
+    """Ten thousand agents on the fake engine: whether all complete, CPU of a syscall, memory of an idle agent."""
+    from aios_evals import report
+    from aios_evals.scale import run
+
+    report.emit("scale", run(rounds=10 if full else 1), json=json)
+
+
+@bench.command()
+def overload(json: Json = False, full: Full = False) -> None:
+    """Ten times the load that the kernel takes: goodput, and how soon the others are told when to come again."""
+    from aios_evals import report
+    from aios_evals.overload import run
+
+    report.emit("overload", run(seconds=30.0 if full else 5.0), json=json)
 
 
 def _known(asked: list[str] | None, names: tuple[str, ...]) -> list[str]:

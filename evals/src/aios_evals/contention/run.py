@@ -79,8 +79,10 @@ def run(asked: Asked) -> tuple[list[dict[str, Any]], list[str]]:
             if make is None:
                 notes.append(f"{policy} was left out: it is not installed here")
                 continue
-            runs = [_row(make, sessions, pool, working, asked) for _ in range(asked.repeats)]
-            found.append({"policy": policy, **sorted(runs, key=lambda row: row["mean_s"])[len(runs) // 2]})
+            runs = sorted((row_of(make, sessions) for _ in range(asked.repeats)), key=lambda row: row["mean_s"])
+            room = {"pool": pool, "host": 0 if policy == VLLM else int(asked.host_pools * pool)}
+            load_of = {"working_set_over_pool": round(working / pool, 2)}
+            found.append({"policy": policy, **room, **load_of, **runs[len(runs) // 2]})
         rows += _compared(found)
     return rows, sorted(set(notes))
 
@@ -113,9 +115,8 @@ def _kernel(asked: Asked, policy: Any, model: Path, pool: int, *, held: bool) ->
     return Kernel(LoadedModel("34m", engine, codec), policy, int(asked.host_pools * pool) * width)
 
 
-def _row(
-    make: Callable[[], Served], sessions: Sequence[Session], pool: int, working: int, asked: Asked
-) -> dict[str, Any]:
+def row_of(make: Callable[[], Served], sessions: Sequence[Session]) -> dict[str, Any]:
+    """Run all sessions at once on what `make` gives, and close it. Raises RuntimeError when a program failed."""
     tally = Tally()
     with closing(make()) as served:
         began = time.monotonic()
@@ -132,9 +133,6 @@ def _row(
     computed = tally.prompt - tally.cached + tally.output
     return {
         "programs": len(sessions),
-        "pool": pool,
-        "host": int(asked.host_pools * pool),
-        "working_set_over_pool": round(working / pool, 2),
         "mean_s": round(sum(done) / len(done), 3),
         "p50_s": round(_quantile(done, 0.5), 3),
         "p95_s": round(_quantile(done, 0.95), 3),

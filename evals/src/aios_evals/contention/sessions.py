@@ -13,6 +13,8 @@ from typing import Any
 from aios_kernel.errors import NotFound
 
 _FILE = Path("agent_sessions") / "sessions.jsonl.gz"
+_RECORDED_BLOCK = 64
+"""The recordings count shared tokens in blocks of so many."""
 _LEAST_OUTPUT, _MOST_OUTPUT = 2, 48
 
 
@@ -37,8 +39,8 @@ class Call:
     output: int
     parent: int
     """The earlier call that this one goes on from; -1: none."""
-    shared: int
-    """How much of that call's prompt is kept, when it is not the call before: the history was rewritten."""
+    shared: int | None
+    """How much of that call's prompt is kept where the history was rewritten; None: all of it, and its answer."""
     think_s: float
 
 
@@ -77,8 +79,7 @@ class Session:
         if call.parent < 0:
             return 0
         before = self.calls[call.parent]
-        whole = before.prompt + before.output if call.shared >= before.prompt - 2 else call.shared
-        return min(whole, call.prompt - 1)
+        return min(before.prompt + before.output if call.shared is None else call.shared, call.prompt - 1)
 
 
 def load(folder: Path, count: int, scale: Scale) -> list[Session]:
@@ -105,11 +106,12 @@ def _scaled(raw: dict[str, Any], scale: Scale) -> Session:
     plain = [call for call in raw["calls"] if isinstance(call, list)]
     calls: list[Call] = []
     for _, prompt, output, parent, shared, think, *_ in plain[: scale.calls]:
+        whole = parent >= 0 and shared > plain[parent][1] - _RECORDED_BLOCK
         call = Call(
             prompt=max(16, prompt // scale.lengths),
             output=min(_MOST_OUTPUT, max(_LEAST_OUTPUT, output // scale.lengths)),
             parent=parent,
-            shared=shared // scale.lengths,
+            shared=None if whole else shared // scale.lengths,
             think_s=min(scale.longest_think_s, think / scale.thinks),
         )
         if call.prompt + call.output > scale.window:
