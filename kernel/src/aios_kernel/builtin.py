@@ -74,9 +74,14 @@ def _torch(config: Config) -> LoadedModel:
 
 
 def _fake(config: Config) -> LoadedModel:
+    """`fake`, or `fake:` and some of max_batch, window, step_us, token_us, as in `fake:step_us=1000,token_us=10`."""
     from aios_kernel.engine.fake import fake_model
 
-    return fake_model(kv_tokens=config.kv_tokens or 1 << 20)
+    sizes = [size.partition("=") for size in config.model.partition(":")[2].split(",") if size]
+    try:
+        return fake_model(kv_tokens=config.kv_tokens or 1 << 20, **{name: int(number) for name, _, number in sizes})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'model = "{config.model}" is wrong: {error}', fix='set model = "fake"') from error
 
 
 def _openai(config: Config) -> LoadedModel:

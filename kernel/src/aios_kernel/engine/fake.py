@@ -231,8 +231,16 @@ class FakeEngine:
     name = "fake"
     fingerprint = "fake-1"
 
-    def __init__(self, vocabulary: _Vocabulary, kv_tokens: int, max_batch: int, block_size: int = 16) -> None:
+    def __init__(
+        self,
+        vocabulary: _Vocabulary,
+        kv_tokens: int,
+        max_batch: int,
+        block_size: int = 16,
+        cost_s: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         self._vocabulary = vocabulary
+        self._step_s, self._token_s = cost_s
         self._live: dict[int, FakeContext] = {}
         self._used = 0
         self._pondered = vocabulary.id_of(_PONDERED)
@@ -270,6 +278,8 @@ class FakeEngine:
         """Advance every context of the plan."""
         if sum(self.kv_need(context, min(tokens, context.pending)) for context, tokens in plan) > self.kv_free():
             raise KvExhausted
+        if self._step_s or self._token_s:
+            time.sleep(self._step_s + self._token_s * sum(min(tokens, context.pending) for context, tokens in plan))
         return [self._advance(context, min(tokens, context.pending)) for context, tokens in plan]
 
     def fork(self, context: FakeContext) -> FakeContext:
@@ -362,7 +372,15 @@ def _counted(tokens: Sequence[int]) -> list[list[float]]:
     return [[count / norm for count in counts]]
 
 
-def fake_model(*, kv_tokens: int = 1 << 20, max_batch: int = 1024, window: int = 1 << 16) -> LoadedModel:
-    """The fake model, ready to serve."""
+def fake_model(
+    *,
+    kv_tokens: int = 1 << 20,
+    max_batch: int = 1024,
+    window: int = 1 << 16,
+    step_us: int = 0,
+    token_us: int = 0,
+) -> LoadedModel:
+    """The fake model, ready to serve; a step takes `step_us` and `token_us` for each of its tokens."""
     vocabulary = _Vocabulary()
-    return LoadedModel("fake", FakeEngine(vocabulary, kv_tokens, max_batch), FakeCodec(vocabulary, window))
+    engine = FakeEngine(vocabulary, kv_tokens, max_batch, cost_s=(step_us / 1e6, token_us / 1e6))
+    return LoadedModel("fake", engine, FakeCodec(vocabulary, window))

@@ -7,10 +7,11 @@ idle time is no credit. Nobody is held back while there is room, so the engine i
 
 Between two clients that have calls waiting all the time, the weighted service differs by at most
 2 * max(input_cost * longest prompt, output_cost * tokens of the pool), whatever happens (the paper's theorem 4.4);
-swapping keeps it far below that: a newcomer pushes out calls of clients that are ahead of its own by `quantum`.
+swapping keeps it far below that: a newcomer pushes out calls of clients that are ahead of its own by `quantum`. What a
+client that is ahead gets of a step's spare tokens is cut into small chunks, so that it does not slow others' decoding.
 
-Options: `client` (`agent`, `group` or `program`), `input_cost` (1), `output_cost` (2), `quantum` (512), and
-`weight.NAME` of a client (1).
+Options: `client` (`agent`, `group` or `program`), `input_cost` (1), `output_cost` (2), `quantum` (512),
+`spare_chunk` (128) and `weight.NAME` of a client (1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from aios_kernel.scheduler.options import check_known, number, one_of
+from aios_kernel.scheduler.options import check_known, number, one_of, whole_number
 from aios_kernel.scheduler.packing import Packer
 from aios_kernel.scheduler.protocol import Arrived, Computed, Event, Finished, Options, Plan, Residency, Task, View
 
@@ -30,6 +31,7 @@ _OPTIONS = {
     "input_cost": "of a prompt token",
     "output_cost": "of a generated token",
     "quantum": "lead in weighted tokens from which a client's calls are pushed out for another's",
+    "spare_chunk": "prompt tokens in a step, beside others that decode, for clients ahead by more than the quantum",
     "weight.NAME": "share of a client",
 }
 _CLIENTS = ("agent", "group", "program")
@@ -69,6 +71,7 @@ class Fair:
         self._input_cost = number(self.name, options, "input_cost", 1.0, least=0.0)
         self._output_cost = number(self.name, options, "output_cost", 2.0, least=0.0)
         self._quantum = number(self.name, options, "quantum", 512.0, least=0.0)
+        self._spare = whole_number(self.name, options, "spare_chunk", 128, least=1)
         self._weights = {
             name.removeprefix("weight."): number(self.name, options, name, 1.0, least=1e-6) for name in weights
         }
@@ -107,7 +110,15 @@ class Fair:
         newcomers = self._newcomers(tasks, counters, used)
         ranked = heapq.merge(keys, newcomers)
         order = [tasks[key[-1]] for key in keys]
-        plan = Packer(view, (tasks[key[-1]] for key in ranked), self._is_ahead, residents=order).fill()
+        least = min((client.counter for client in residents), default=0.0)
+        plan = Packer(
+            view,
+            (tasks[key[-1]] for key in ranked),
+            self._is_ahead,
+            residents=order,
+            spare=self._spare,
+            is_spare=lambda task: self._of[task.id].counter > least + self._quantum,
+        ).fill()
         for client in used:
             self._stand(client)
         return plan
@@ -221,7 +232,9 @@ class Fair:
             if client.waiting:
                 self._line_up(ready, client, counter, 1, self._outside(client, tasks))
         while True:
-            while (least := self._next(counters, used)) is not None and (not ready or least.counter <= ready[0][0]):
+            while (least := self._next(counters, used)) is not None and (
+                not ready or (least.counter, 0) < ready[0][:2]
+            ):
                 heapq.heappop(self._heap)
                 least.entry = None
                 used.append(least)

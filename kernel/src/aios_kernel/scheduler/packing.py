@@ -21,6 +21,9 @@ class Packer:
         may_displace: whether a newcomer (queued or swapped) may push out a resident that ranks behind it; None: never.
         residents: the resident ones among `ranked`, in the same order; None: found there.
         idle: residents that are not to run in this step; they rank behind all others when memory is short.
+        spare: prefill tokens in a step, beside contexts that decode, for tasks of which `is_spare` is true: what these
+            get in excess of their share must not slow the others down.
+        is_spare: None: no task.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class Packer:
         *,
         residents: Sequence[Task] | None = None,
         idle: Sequence[Task] = (),
+        spare: int = 0,
+        is_spare: Callable[[Task], bool] | None = None,
     ) -> None:
         if residents is None:
             ranked = [*ranked]
@@ -46,6 +51,8 @@ class Packer:
         self._slots = view.max_batch
         self._run: dict[int, int] = {}  # task -> tokens, in the order of the plan
         self._gone: set[int] = set()
+        self._spare = spare
+        self._is_spare = is_spare
         self._passed = 0  # residents that the ranking has named so far
 
     def fill(self) -> Plan:
@@ -68,8 +75,13 @@ class Packer:
         return chain(best, ranked), late
 
     def _decode(self, late: set[int], *, wanted: bool) -> None:
+        size = self._view.block_size
         for place, task in enumerate(self._residents):
-            if task.pending == 1 and (task.id in late) is wanted:
+            if task.pending != 1 or (task.id in late) is not wanted:
+                continue
+            if (task.length - 1) % size and self._slots and self._budget and task.id not in self._gone:
+                self._take(task, 1, 0)  # there is room in its last block
+            else:
                 self._continue(task, place)
 
     def _serve(self, ranked: Iterator[Task]) -> None:
@@ -93,7 +105,7 @@ class Packer:
         """Run a resident task: its whole chunk if room can be made for it, else what fits."""
         if task.id in self._gone or not self._slots:
             return
-        tokens = min(task.pending, self._budget)
+        tokens = self._chunk(task)
         if tokens and not self._make_room(self._view.kv_need(task, tokens), self._behind(place + 1)):
             tokens = min(tokens, self._view.kv_fits(task, self._free))
         if tokens > 0:
@@ -104,6 +116,9 @@ class Packer:
 
         Room is asked for the whole prompt, so that a prefill once begun need not stop half way.
         """
+        tokens = self._chunk(task)
+        if not tokens:
+            return False
         whole = self._view.kv_need(task, task.pending)
         if whole > self._free:
             may = self._may_displace
@@ -111,8 +126,17 @@ class Packer:
                 return False
         target = self._plan.admit if task.residency is _QUEUED else self._plan.swap_in
         target.append(task.id)
-        self._take(task, min(task.pending, self._budget), whole)
+        self._take(task, tokens, whole)
         return True
+
+    def _chunk(self, task: Task) -> int:
+        """How many tokens of a task this step may compute."""
+        tokens = min(task.pending, self._budget)
+        if tokens <= 1 or self._is_spare is None or not self._run or not self._is_spare(task):
+            return tokens
+        tokens = min(tokens, self._spare)
+        self._spare -= tokens
+        return tokens
 
     def _take(self, task: Task, tokens: int, kv: int) -> None:
         self._run[task.id] = tokens
