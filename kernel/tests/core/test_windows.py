@@ -26,6 +26,8 @@ from aios_kernel.syscalls import (
     Programs,
     Sampling,
     Span,
+    ToolCall,
+    ToolSpec,
     Trace,
     WindowStrategy,
 )
@@ -40,10 +42,8 @@ def make_client(tmp_path: Path) -> Generator[MakeClient, None, None]:
     configs: list[Config] = []
 
     def make(**settings: Any) -> Client:
-        config = Config(
-            kernel="inprocess", home=str(tmp_path / "aios"), model="fake", embedder="hash", vectors="exact",
-            kv_tokens=POOL, **settings,
-        )  # fmt: skip
+        chosen = {"model": "fake", "kv_tokens": POOL, **settings}
+        config = Config(kernel="inprocess", home=str(tmp_path / "aios"), embedder="hash", vectors="exact", **chosen)
         configs.append(config)
         return Client(connect(config, client="test"))
 
@@ -166,3 +166,29 @@ def test_the_strategys_name_is_checked(make_client: MakeClient, tmp_path: Path) 
     (tmp_path / "aios.toml").write_text('window = "forget"\n')
     with pytest.raises(ConfigError, match="window"):
         load(cwd=tmp_path)
+
+
+def test_the_demo_model_goes_on_beyond_its_window(make_client: MakeClient) -> None:
+    """The prompts stay below the limit, and between two cuts each takes the KV of the one before."""
+    client = make_client(model="demo", window="drop_oldest_turns", kv_tokens=512)
+    client.call(AgentSpawn("p", "reckoner"), program="p")
+    tools = [ToolSpec("calculator", "", {"type": "object", "properties": {"expression": {"type": "string"}}})]
+    talk: list[Message] = []
+    cuts: list[int] = []
+    for number in range(10, 34):
+        talk.append(Message("user", f"What is {number} + 3?"))
+        call = LlmChat(messages=talk, tools=tools, sampling=Sampling(max_tokens=16))
+        answer = client.call(call, program="p")
+        assert isinstance(answer, LlmResult)
+        assert answer.usage.prompt_tokens + 16 <= 512
+        cut = answer.window.dropped_messages if answer.window is not None else 0
+        if cuts and cut == cuts[-1]:
+            assert answer.usage.cached_tokens >= answer.usage.prompt_tokens - 64  # one turn, and a block begun
+        cuts.append(cut)
+        called = ToolCall(f"c{number}", "calculator", f'{{"expression": "{number} + 3"}}')
+        talk.append(Message("assistant", "", [called]))
+        talk.append(Message("tool", str(number + 3), tool_call_id=called.id, name="calculator"))
+        talk.append(Message("assistant", f"{number} + 3 = {number + 3}."))
+    assert cuts[0] == 0
+    assert cuts == sorted(cuts)
+    assert 2 <= len(set(cuts)) <= len(cuts) // 3
