@@ -8,7 +8,7 @@ from __future__ import annotations
 from aios_kernel.scheduler.program_decision import Decision
 from aios_kernel.scheduler.program_knobs import Knobs
 from aios_kernel.scheduler.program_pauses import Pauses
-from aios_kernel.scheduler.program_queue import Rank, Waiting
+from aios_kernel.scheduler.program_queue import CLASSES, Rank, Waiting
 from aios_kernel.scheduler.protocol import (
     Arrived,
     Computed,
@@ -24,8 +24,8 @@ from aios_kernel.scheduler.protocol import (
     View,
 )
 
-CLASSES = {"interactive": 0, "normal": 1, "batch": 2}
-"""Priority classes: a better one is admitted and prefilled first."""
+_PATIENCE = {"interactive": 0.1, "normal": 1.0, "batch": 4.0}
+"""Share of `patience_s` after which a class's calls are due."""
 _DEFAULT_PAUSE_S = 30.0
 _DUE_SHARE = 0.75
 _PREFILL_PER_S = 10_000.0
@@ -141,7 +141,7 @@ class ProgramPolicy:
 
     def _due_s(self, task: Task) -> float:
         """When nobody may overtake a call any more: its patience is over, or most of the time to its deadline."""
-        due = task.arrived_s + self.knobs.patience_s
+        due = task.arrived_s + _PATIENCE[task.priority] * self.knobs.patience_s
         if task.deadline_s is None:
             return due
         return min(due, task.arrived_s + _DUE_SHARE * (task.deadline_s - task.arrived_s))

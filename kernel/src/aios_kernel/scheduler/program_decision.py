@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from aios_kernel.scheduler.program_queue import CLASSES
 from aios_kernel.scheduler.protocol import Parked, Plan, Residency, Task, View
 
 if TYPE_CHECKING:
@@ -37,13 +38,17 @@ class Decision:
         self._busy = {task.program for task in active}
         self._hot: list[Task] = []
         self._idle: list[tuple[float, Parked]] | None = None
-        for task in self._runs:
+        block, promised, self._pending = view.block_size, 0, 0
+        for task in self._runs:  # the hot loop: no calls in it
             policy.waiting.remove(task.id)
-            policy.longest = max(policy.longest, task.generated)
+            if task.generated > policy.longest:
+                policy.longest = task.generated
+            length, pending = task.length, task.pending
+            promised += -(-length // block) * block + (pending - length) // block * block
+            self._pending += pending
         # Kept free for one call to end in, so that calls that decode never block each other for good.
         self._reserve = min(2 * policy.longest, view.kv_total // 16) // view.block_size * view.block_size
-        promised = sum(view.kv_need(task, task.pending) + self._margin for task in self._runs)
-        self._free = view.kv_free - promised - self._reserve
+        self._free = view.kv_free - promised - len(self._runs) * self._margin - self._reserve
         self._find_hot()
 
     def make(self) -> Plan:
@@ -103,7 +108,7 @@ class Decision:
         """Calls of programs whose context was stowed, best rank first: it is fetched, and they run when it is there."""
         found = [self._policy.waiting.of(name) for name, parked in self._parked.items() if parked.residency is _SWAPPED]
         warm = [task for task in found if task is not None and task.program not in self._busy]
-        for task in sorted(warm, key=self._policy.rank):
+        for task in sorted(warm, key=_arrival):
             if not self._bring(task, 0.0):
                 break
 
@@ -118,7 +123,7 @@ class Decision:
     def _admit_new(self) -> None:
         """Programs that are not in, while the working set with its growth fits."""
         policy = self._policy
-        growth, room = self._growth(), self._expired() + self._host
+        growth = self._growth() if policy.waiting else 0.0
         share = self._knobs.grow * (2 if self._view.can_swap else 1)
         for task in policy.waiting.ranked():
             parked = self._parked.get(task.program)
@@ -127,11 +132,16 @@ class Decision:
             if parked is not None and parked.residency is _SWAPPED:
                 continue
             growth += max(0.0, policy.final - task.length)
-            crowded = self._whole(task) + share * growth > self._free + room
+            crowded = self._crowded(self._whole(task) + share * growth)
             if self._has_backlog() or (crowded and (self._runs or self._parked)):
                 break
             if not self._bring(task, self._knobs.hold):
                 break
+
+    def _crowded(self, need: float) -> bool:
+        """Whether the pool and host memory, with what has been kept long enough, are short of so many tokens."""
+        room = self._free + self._host
+        return need > room and need > room + self._expired()
 
     def _prefetch(self) -> None:
         """With room to spare: stowed contexts of programs that are expected back before they could be fetched."""
@@ -139,7 +149,7 @@ class Decision:
             return
         for name, parked in self._parked.items():
             if parked.residency is _SWAPPED and name not in self._busy:
-                lead = 2 * self._policy.recompute_s(parked.length) / max(1.0, self._knobs.swap_speed)
+                lead = self._policy.recompute_s(parked.length) / max(1.0, self._knobs.swap_speed)
                 need = self._blocks(parked.length) + self._margin
                 if need <= self._free and self._policy.rest_s(parked, self._now_s) <= lead:
                     self._plan.fetch.append(name)
@@ -148,7 +158,8 @@ class Decision:
 
     def _start_one(self) -> None:
         """Nothing runs: somebody must, unless contexts that are kept leave no room and will be needed soon."""
-        waiting = [*self._preempted, *self._hot, *islice(self._policy.waiting.ranked(), 1)]
+        queue = self._policy.waiting
+        waiting = [*self._preempted, *self._hot, *islice(queue.due(self._now_s), 1), *islice(queue.ranked(), 1)]
         if not waiting or self._plan.fetch or self._plan.swap_in:
             return
         if waiting[0] not in self._hot and self._expired() < sum(
@@ -181,6 +192,7 @@ class Decision:
         if parked is None or here or not self._runs:
             self._plan.admit.append(task.id)
             self._runs.append(task)
+            self._pending += task.pending
         self._policy.yielded.pop(task.program, None)
         if new:
             self._policy.come_in(task.program, self._now_s)
@@ -260,18 +272,18 @@ class Decision:
             self._give_up(idle.pop()[1], for_growth=True)
         while self._hot and self._free < 0:
             task = self._hot.pop()
-            self._busy.discard(task.program)
             self._give_up(self._parked[task.program], for_growth=True)
 
     def _give_up(self, parked: Parked, *, for_growth: bool) -> None:
         """Stow a context, or drop it when host memory is full."""
         self._free += self._blocks(parked.length)
+        self._busy.add(parked.program)  # it does not come back in the same plan
+        del self._parked[parked.program]
         if self._knobs.swap_speed > 1 and self._host >= parked.length:
             self._host -= parked.length
             self._plan.stow.append(parked.program)
             return
         self._plan.drop.append(parked.program)
-        del self._parked[parked.program]
         if for_growth and self._knobs.yielding:
             self._policy.yielded[parked.program] = parked.length
 
@@ -295,7 +307,7 @@ class Decision:
         return growth + sum(max(0.0, final - p.length) for p in self._parked.values() if p.program not in self._busy)
 
     def _has_backlog(self) -> bool:
-        return sum(task.pending for task in self._runs) > self._knobs.backlog
+        return self._pending > self._knobs.backlog
 
     def _whole(self, task: Task) -> int:
         return self._blocks(task.length) + self._margin
@@ -313,14 +325,19 @@ class Decision:
         view, run = self._view, self._plan.run
         budget, free = view.max_step_tokens, view.kv_free
         decoding = [task for task in self._runs if task.pending == 1 and task.generated]
+        block, keep, slots = view.block_size, 0, view.max_batch
         for task in decoding:
-            need = view.kv_need(task, 1)
-            if budget and len(run) < view.max_batch and (not need or free - need >= (self._reserve if run else 0)):
+            need = 0 if (task.length - 1) % block else block
+            if budget and slots and (not need or free - need >= keep):
                 run.append((task.id, 1))
                 free -= need
                 budget -= 1
+                slots -= 1
+                keep = self._reserve
         if decoding:
             budget = min(budget, self._knobs.chunk)
+        if len(decoding) == len(self._runs):
+            return
         for task in sorted((task for task in self._runs if task.pending > 1 or not task.generated), key=_urgency):
             tokens = min(task.pending, budget, view.kv_fits(task, max(0, free - self._reserve if run else free)))
             if tokens > 0 and len(run) < view.max_batch:
@@ -334,7 +351,8 @@ def _rest(pair: tuple[float, Parked]) -> float:
 
 
 def _urgency(task: Task) -> tuple[int, int]:
-    return (_CLASSES[task.priority], task.pending)
+    return (CLASSES[task.priority], task.pending)
 
 
-_CLASSES = {"interactive": 0, "normal": 1, "batch": 2}
+def _arrival(task: Task) -> tuple[int, float]:
+    return (CLASSES[task.priority], task.arrived_s)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 _KEPT = 256
 """Durations remembered of each agent and tool; older ones are forgotten."""
+_STALE = 20
+"""An expected rest is found anew when a twentieth of it has passed."""
 _PRIOR_WEIGHT = 4
 """How many observed pauses a declared or assumed duration counts for."""
 
@@ -51,6 +53,9 @@ class _Pause:
     since_s: float
     tool: str = ""
     expected_s: float | None = None
+    asked_s: float = -1.0
+    rest_s: float = -1.0
+    """As found at `asked_s`; good for a little while."""
 
 
 class Pauses:
@@ -99,11 +104,16 @@ class Pauses:
         pause = self._open.get(program)
         if pause is None:
             return 0.0
-        elapsed = now_s - pause.since_s
+        gone = now_s - pause.asked_s
+        if gone * _STALE >= pause.rest_s:
+            pause.asked_s, pause.rest_s, gone = now_s, self._expect(program, pause, now_s - pause.since_s), 0.0
+        return pause.rest_s - gone
+
+    def _expect(self, program: str, pause: _Pause, elapsed_s: float) -> float:
         if pause.expected_s == 0.0:
-            return 0.05 + elapsed
+            return elapsed_s  # its call is due
         prior = self._default_s if pause.expected_s is None else pause.expected_s
-        return self._history(program, pause.tool).remaining(elapsed, prior)
+        return self._history(program, pause.tool).remaining(elapsed_s, prior)
 
     def _history(self, program: str, tool: str) -> History:
         key = (self._agents.get(program, ""), tool)

@@ -9,6 +9,8 @@ from typing import TypeAlias
 from aios_kernel.scheduler.protocol import Task
 
 Rank: TypeAlias = tuple[float, ...]
+CLASSES = {"interactive": 0, "normal": 1, "batch": 2}
+"""Priority classes: a better one is admitted, comes back and is prefilled first."""
 
 
 class Waiting:
@@ -19,6 +21,9 @@ class Waiting:
         self._ranked: list[tuple[Rank, int]] = []
         self._due: list[tuple[float, int]] = []
         self._of: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
 
     def put(self, task: Task, rank: Rank, due_s: float) -> None:
         """Add a call; smaller ranks come first, and before all ranks those that are due."""

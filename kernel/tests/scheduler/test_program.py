@@ -1,0 +1,268 @@
+"""The program policy: whom it admits, what it keeps, stows, drops and fetches, and what it learns of pauses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_kernel.errors import ConfigError
+from aios_kernel.scheduler.program import ProgramPolicy
+from aios_kernel.scheduler.program_pauses import History, Pauses
+from aios_kernel.scheduler.protocol import (
+    Arrived,
+    Computed,
+    Finished,
+    Options,
+    Parked,
+    Plan,
+    ProgramEnded,
+    Residency,
+    Task,
+    ToolBegan,
+    ToolEnded,
+    View,
+)
+from aios_kernel.syscalls import Priority
+
+BLOCK = 16
+RESIDENT, QUEUED, SWAPPED = Residency.RESIDENT, Residency.QUEUED, Residency.SWAPPED
+
+
+def queued(number: int, length: int, *, priority: Priority = "normal", held: int = 0, at: float = 0.0) -> Task:
+    return Task(number, f"p{number}", "a", "g", priority, at, QUEUED, length, length - held, 0)
+
+
+def decoding(number: int, length: int) -> Task:
+    return Task(number, f"p{number}", "a", "g", "normal", 0.0, RESIDENT, length, 1, 5)
+
+
+def parked(number: int, length: int, residency: Residency = RESIDENT) -> Parked:
+    return Parked(f"p{number}", "g", "normal", residency, length, 0.0)
+
+
+def seen(tasks: list[Task], free: int, kept: list[Parked] | None = None, *, host: int = 0, total: int = 4096) -> View:
+    return View(tasks, free, total, BLOCK, 8, 512, host > 0, tuple(kept or ()), host)
+
+
+def policy(tasks: list[Task], options: Options | None = None) -> ProgramPolicy:
+    made = ProgramPolicy(options or {})
+    for task in tasks:
+        made.observe(Arrived(task.id, task.program), task.arrived_s)
+    return made
+
+
+def paused(made: ProgramPolicy, number: int, tool: str, expected_s: float) -> None:
+    made.observe(Finished(number, f"p{number}"), 0.0)
+    made.observe(ToolBegan(f"p{number}", tool, expected_s), 0.0)
+
+
+def test_the_program_with_the_least_service_comes_first() -> None:
+    first, second = queued(1, 1024), queued(2, 1024, at=1.0)
+    made = policy([first, second])
+    made.observe(Computed(9, "p1", 500, 1), 0.5)
+    assert made.decide(seen([first, second], 1600), 2.0).admit == [2]
+    made = policy([first, second], {"order": "arrival"})
+    made.observe(Computed(9, "p1", 500, 1), 0.5)
+    assert made.decide(seen([first, second], 1600), 2.0).admit == [1]
+
+
+def test_service_counts_for_the_family() -> None:
+    child = replace(queued(1, 1024), root="top")
+    other = queued(2, 1024, at=1.0)
+    made = policy([child, other])
+    made.observe(Computed(9, "top", 500, 1), 0.5)
+    assert made.decide(seen([child, other], 1600), 2.0).admit == [2]
+
+
+def test_a_better_class_comes_first_and_is_prefilled_first() -> None:
+    tasks = [queued(1, 600, priority="batch"), queued(2, 700, priority="interactive", at=1.0)]
+    plan = policy(tasks).decide(seen(tasks, 4096), 2.0)
+    assert plan.admit == [2, 1]
+    assert plan.run == [(2, 512)]
+
+
+def test_a_short_new_call_is_not_stuck_behind_a_long_prefill() -> None:
+    long = Task(1, "p1", "a", "g", "normal", 0.0, RESIDENT, 3000, 2000, 0)
+    short = queued(2, 40, at=1.0)
+    plan = policy([long, short]).decide(seen([long, short], 3000, total=8192), 2.0)
+    assert plan.run == [(2, 40), (1, 472)]
+
+
+def test_prefill_beside_decoding_is_cut_to_the_chunk() -> None:
+    tasks = [decoding(1, 100), queued(2, 900)]
+    assert policy(tasks, {"chunk": 100}).decide(seen(tasks, 3000), 1.0).run == [(1, 1), (2, 100)]
+
+
+def test_a_new_program_waits_whole_when_the_working_set_would_not_fit() -> None:
+    """The contexts that are in will grow to what ended programs had; room is kept for that."""
+    made = policy([running := decoding(1, 1000), new := queued(2, 1500)], {"grow": 1.0})
+    roomy = seen([running, new], 3000)
+    assert made.decide(roomy, 1.0).admit == [2]
+    ended = queued(9, 3900)
+    made = policy([ended, running, new], {"grow": 1.0})
+    made.decide(seen([ended, running, new], 0), 1.0)
+    made.observe(Finished(9, "p9"), 1.0)
+    made.observe(ProgramEnded("p9"), 1.0)
+    assert made.decide(roomy, 2.0).admit == []
+
+
+@pytest.mark.parametrize(("rest_s", "host", "stow", "drop"), [
+    (0.05, 0, [], []),  # soon back: the newcomer waits
+    (500.0, 0, [], ["p1"]),
+    (500.0, 4096, ["p1"], []),
+    (500.0, 100, [], ["p1"]),  # does not fit the host
+])  # fmt: skip
+def test_a_context_is_kept_for_a_time_over_a_pause(rest_s: float, host: int, stow: list[str], drop: list[str]) -> None:
+    first = queued(1, 3000)
+    made = policy([first])
+    made.decide(seen([first], 4096), 0.0)
+    paused(made, 1, "build", rest_s)
+    new = queued(2, 3000)
+    made.observe(Arrived(2, "p2"), 0.01)
+    plan = made.decide(seen([new], 1000, [parked(1, 3000)], host=host), 0.01)
+    assert (plan.stow, plan.drop) == (stow, drop)
+    assert plan.admit == ([2] if stow or drop else [])
+    assert plan.patient == (not plan.admit)
+
+
+def test_nothing_is_given_up_while_nobody_needs_room() -> None:
+    made = policy([first := queued(1, 3000)])
+    made.decide(seen([first], 4096), 0.0)
+    paused(made, 1, "build", 900.0)
+    assert made.decide(seen([], 1000, [parked(1, 3000)], host=4096), 100.0) == Plan()
+
+
+def test_swapping_that_is_slower_than_computing_is_not_done() -> None:
+    made = policy([first := queued(1, 3000)], {"swap_speed": 0.5})
+    made.decide(seen([first], 4096), 0.0)
+    paused(made, 1, "build", 500.0)
+    made.observe(Arrived(2, "p2"), 0.01)
+    plan = made.decide(seen([queued(2, 3000)], 1000, [parked(1, 3000)], host=4096), 0.01)
+    assert (plan.stow, plan.drop) == ([], ["p1"])
+
+
+def test_a_stowed_context_comes_back_when_its_tool_returns() -> None:
+    made = policy([first := queued(1, 3000)])
+    made.decide(seen([first], 4096), 0.0)
+    paused(made, 1, "build", 500.0)
+    kept = [parked(1, 3000, SWAPPED)]
+    assert made.decide(seen([], 4096, kept, host=4096), 1.0).fetch == []
+    made.observe(ToolEnded("p1", "build", 2.0), 2.0)
+    assert made.decide(seen([], 4096, kept, host=4096), 2.0).fetch == ["p1"]
+
+
+def test_the_call_of_a_stowed_context_fetches_it_before_it_runs() -> None:
+    task = queued(1, 3200)
+    plan = policy([task]).decide(seen([task], 4096, [parked(1, 3000, SWAPPED)], host=4096), 1.0)
+    assert plan.fetch == ["p1"]
+
+
+def test_a_call_whose_deadline_nears_is_not_overtaken() -> None:
+    new, old = queued(1, 3000, at=5.0), queued(2, 3000, at=0.0)
+    urgent = replace(old, deadline_s=10.0)
+    for task, expected in ((old, [1]), (urgent, [2])):
+        made = policy([task, new])
+        made.observe(Computed(9, "p2", 500, 1), 0.5)
+        assert made.decide(seen([task, new], 3400), 9.0).admit == expected
+
+
+def test_a_context_that_shares_nothing_with_its_next_call_is_dropped() -> None:
+    task = queued(1, 3000)
+    plan = policy([task]).decide(seen([task], 1000, [parked(1, 3000)]), 1.0)
+    assert (plan.drop, plan.admit) == (["p1"], [1])
+
+
+def test_calls_that_outgrow_the_pool_leave_enough_for_the_oldest_to_end() -> None:
+    tasks = [decoding(number, 1008 + 1) for number in range(4)]
+    assert policy(tasks).decide(seen(tasks, 64), 1.0).run == [(0, 1)]
+
+
+@pytest.mark.parametrize("options", [{"hold": -1}, {"order": "best"}, {"chunk": 0}, {"yielding": 1}, {"fast": True}])
+def test_impossible_options_are_refused(options: Options) -> None:
+    with pytest.raises(ConfigError):
+        ProgramPolicy(options)
+
+
+def test_pauses_are_learned_for_each_agent_and_tool() -> None:
+    pauses = Pauses(30.0)
+    for program, agent in (("p", "a"), ("q", "b")):
+        pauses.name_agent(program, agent)
+    for _ in range(40):
+        pauses.tool_began("p", "grep", None, 0.0)
+        pauses.tool_ended("p", "grep", 2.0, 2.0)
+    pauses.tool_began("p", "grep", None, 10.0)
+    assert pauses.remaining("p", 10.0) == pytest.approx(2.0)
+    pauses.tool_began("q", "grep", None, 10.0)
+    assert pauses.remaining("q", 10.0) == pytest.approx(30.0)
+    pauses.tool_began("q", "grep", 7.0, 10.0)
+    assert pauses.remaining("q", 10.0) == pytest.approx(7.0)
+
+
+def test_a_pause_longer_than_all_before_is_expected_to_last_as_long_again() -> None:
+    history = History()
+    for seconds in (1.0, 2.0, 3.0):
+        history.add(seconds)
+    assert history.remaining(50.0, 30.0) == pytest.approx(50.0)
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=40, max_size=400), st.floats(0, 1e4))
+def test_the_expected_rest_is_the_mean_over_longer_pauses(past: list[float], elapsed: float) -> None:
+    history = History()
+    for seconds in past:
+        history.add(seconds)
+    longer = [seconds - elapsed for seconds in past[-256:] if seconds > elapsed]
+    if longer:
+        assert history.remaining(elapsed, 30.0) == pytest.approx(sum(longer) / len(longer), rel=1e-6, abs=1e-6)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> View:
+    tasks: list[Task] = []
+    kept: list[Parked] = []
+    used = 0
+    for number in range(draw(st.integers(1, 8))):
+        kind = draw(st.sampled_from(["resident", "queued", "hot", "stowed", "paused"]))
+        length = draw(st.integers(2, 400))
+        if kind == "resident":
+            pending = draw(st.just(1) | st.integers(1, length))
+            tasks.append(replace(decoding(number, length), pending=pending, generated=int(pending == 1)))
+            used += -(-(length - pending) // BLOCK) * BLOCK
+        else:
+            place = SWAPPED if kind == "stowed" else RESIDENT
+            if kind != "queued":
+                kept.append(parked(number, length, place))
+                used += -(-length // BLOCK) * BLOCK if place is RESIDENT else 0
+            if kind != "paused":
+                tasks.append(queued(number, length + 10, held=length if kind == "hot" else 0))
+    free = draw(st.integers(0, 30)) * BLOCK
+    return seen(tasks, free, kept, host=draw(st.sampled_from([0, 200, 4000])), total=used + free)
+
+
+@settings(max_examples=400, deadline=None)
+@given(seen_view=states(), now_s=st.floats(0, 1e4))
+def test_a_plan_fits_the_pool_and_the_host(seen_view: View, now_s: float) -> None:
+    tasks = {task.id: task for task in seen_view.tasks}
+    kept = {each.program: each for each in seen_view.parked}
+    plan = policy([*seen_view.tasks]).decide(seen_view, now_s)
+    assert len({*plan.stow, *plan.fetch, *plan.drop}) == len(plan.stow + plan.fetch + plan.drop)
+    free, host = seen_view.kv_free, seen_view.host_free
+    for name in plan.stow + plan.drop:
+        assert kept[name].residency is RESIDENT
+        free += -(-kept[name].length // BLOCK) * BLOCK
+    host -= sum(kept[name].length for name in plan.stow)
+    assert host >= 0
+    free -= sum(-(-kept[name].length // BLOCK) * BLOCK for name in plan.fetch)
+    assert sum(tokens for _, tokens in plan.run) <= seen_view.max_step_tokens
+    for number, tokens in plan.run:
+        task = tasks[number]
+        assert 1 <= tokens <= task.pending
+        assert task.residency is RESIDENT or number in plan.admit
+        free -= seen_view.kv_need(task, tokens)
+        if task.program in plan.fetch:  # taken up by the call
+            free += -(-kept[task.program].length // BLOCK) * BLOCK
+        if task.program in plan.drop + plan.stow:  # its own context counted as free
+            free -= seen_view.kv_held(task)
+    assert free >= 0
