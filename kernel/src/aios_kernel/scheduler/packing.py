@@ -66,13 +66,23 @@ class Packer:
         return self._plan
 
     def _sift(self) -> tuple[Iterator[Task], set[int]]:
-        """The ranking, and who decodes last: with more residents than places in the batch, all but the best-ranked."""
+        """The ranking, and who decodes last: with more residents than places in the batch, all but the best-ranked.
+
+        A newcomer counts among the best only if it may push the last resident out.
+        """
         ranked = iter(self._ranked)
-        if len(self._residents) < self._view.max_batch or not self._view.can_swap:
+        if len(self._residents) < self._view.max_batch or not self._view.can_swap or self._may_displace is None:
             return ranked, set()
-        best = [*islice(ranked, self._view.max_batch)]
-        late = {task.id for task in self._residents} - {task.id for task in best}
-        return chain(best, ranked), late
+        head, best = [*islice(ranked, 2 * self._view.max_batch)], set[int]()
+        for task in head:
+            if len(best) < self._view.max_batch and (task.residency is _RESIDENT or self._outdoes(task)):
+                best.add(task.id)
+        return chain(head, ranked), {task.id for task in self._residents} - best
+
+    def _outdoes(self, newcomer: Task) -> bool:
+        """Whether a newcomer may come in although every place in the batch has its resident."""
+        may = self._may_displace
+        return may is not None and may(newcomer, self._residents[-1])
 
     def _decode(self, late: set[int], *, wanted: bool) -> None:
         size = self._view.block_size
@@ -116,6 +126,8 @@ class Packer:
 
         Room is asked for the whole prompt, so that a prefill once begun need not stop half way.
         """
+        if len(self._residents) >= self._view.max_batch and not self._outdoes(task):
+            return False
         tokens = self._chunk(task)
         if not tokens:
             return False
