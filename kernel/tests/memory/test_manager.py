@@ -68,7 +68,7 @@ async def test_update_and_delete_change_what_is_found(memory: MemoryManager, ind
     changed = await memory.update("u", NS, MemoryUpdate(id=cat.id, text="a parrot talks"))
     assert (changed.text, changed.metadata, changed.created_s) == ("a parrot talks", {"kind": "pet"}, cat.created_s)
     assert (await find(memory, "parrot talks", k=1))[0].id == cat.id
-    assert (await find(memory, "cat sleeps", k=2))[0].score < 0.6  # type: ignore[operator]
+    assert (await find(memory, "the cat sleeps", k=2))[0].id == dog.id
     await memory.update("u", NS, MemoryUpdate(id=cat.id, metadata={"kind": "bird"}))
     assert (await memory.get("u", NS, cat.id)).metadata == {"kind": "bird"}
     assert await find(memory, filter={"kind": "pet"}) == []
@@ -300,7 +300,7 @@ async def test_an_update_that_races_with_an_embedding_add_keeps_the_vector_right
             add(memory, "entirely different", id=f"r{n}"),
             memory.update("u", NS, MemoryUpdate(id=f"r{n}", text="parrot")),
         )
-    query = HashEmbedder().embed(["parrot"])[0]
-    for note in await find(memory, "parrot", k=99):
-        own = float(HashEmbedder().embed([note.text])[0] @ query)
-        assert note.score == pytest.approx(own, abs=1e-4)
+    stored = await memory._db.read(lambda db: list(db.execute("SELECT text, vector FROM notes")))
+    assert len(stored) == 20
+    for text, vector in stored:
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), HashEmbedder().embed([text])[0], atol=1e-6)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import apsw
-import msgspec
 
 from aios_kernel._database import Database
 from aios_kernel._names import check_text, split_name
@@ -19,9 +18,11 @@ from aios_kernel.errors import InvalidRequest
 from aios_kernel.memory import outbox, rows
 from aios_kernel.memory.embedder import Embedder
 from aios_kernel.memory.embedding import EmbeddingThread
-from aios_kernel.memory.index import Hit, Space, Vector, VectorIndex
+from aios_kernel.memory.fusion import fused, hits_wanted
+from aios_kernel.memory.index import Space, Vector, VectorIndex
 from aios_kernel.memory.indexer import Indexer
 from aios_kernel.memory.labels import Scalar
+from aios_kernel.memory.lexicons import Lexicons
 from aios_kernel.memory.recent import Latest, nearest
 from aios_kernel.memory.rows import Change, Draft, Embedded
 from aios_kernel.syscalls import Embeddings, MemoryAdd, MemorySearch, MemoryUpdate, Note, Notes, Usage
@@ -54,6 +55,7 @@ class MemoryManager:
         self._db = Database(path, rows.SCHEMA, rows.VERSION)
         self._model = embedder.name
         self._embedding = EmbeddingThread(embedder)
+        self._lexicons = Lexicons()
         self._indexer = Indexer(path, self._db, self._embedding, lambda: make_index(embedder.name), embedder.name)
         foreign = self._db.submit(lambda db: outbox.queue_foreign(db, embedder.name)).result()
         if foreign:
@@ -110,6 +112,7 @@ class MemoryManager:
 
         def forget(gone: Mapping[str, int | None]) -> None:
             for name, ticket in gone.items():
+                self._lexicons.changed(space, name)
                 if ticket is not None:
                     self._indexer.recent.put(space, name, Latest(ticket, None))
             if gone:
@@ -128,7 +131,9 @@ class MemoryManager:
             known = set(self._indexer.recent.of(space))
             if await self._db.read(lambda db: outbox.any_besides(db, space, known)):
                 await self._indexer.prepare(space)
-        return Notes(notes=await self._db.read(lambda db: self._nearest(db, space, embedded.vector, k, labels)))
+        return Notes(
+            notes=await self._db.read(lambda db: self._nearest(db, space, call.query, embedded.vector, k, labels))
+        )
 
     async def embed_texts(self, texts: list[str]) -> Embeddings:
         """Embed texts for the `llm.embed` syscall."""
@@ -154,34 +159,28 @@ class MemoryManager:
 
     def _changed(self, space: Space, change: Change | None, embedded: Embedded | None) -> None:
         """Make a committed change findable, before its caller hears of it; on the writer thread."""
-        if change is not None and change.ticket is not None:
+        if change is None:
+            return
+        self._lexicons.changed(space, change.note.id)
+        if change.ticket is not None:
             vector = None if embedded is None else embedded.vector
             self._indexer.recent.put(space, change.note.id, Latest(change.ticket, vector))
             self._indexer.wake()
 
     def _nearest(
-        self, db: apsw.Connection, space: Space, vector: Vector, k: int, labels: Mapping[str, Scalar]
+        self, db: apsw.Connection, space: Space, query: str, vector: Vector, k: int, labels: Mapping[str, Scalar]
     ) -> list[Note]:
-        # The view of the rows comes first, then the recent changes, then the index: what leaves `recent` in between is
-        # in the index already, and what a later commit adds is not in the view.
-        db.execute("SELECT 1 FROM spaces LIMIT 1").fetchone()  # a transaction's view is fixed by its first read
+        # The lexicon's read fixes the view of the rows, then come the recent changes, then the index: what leaves
+        # `recent` in between is in the index already, and what a later commit adds is not in the view.
+        lexicon = self._lexicons.of(db, space)
         allowed = rows.with_vectors(db, space, labels)
         recent = self._indexer.recent.of(space)
+        wanted = hits_wanted(lexicon, k)
         indexed = None if allowed is None else allowed - recent.keys()
-        hits = self._indexer.search(space, vector, k + len(recent), indexed)
+        hits = self._indexer.search(space, vector, wanted + len(recent), indexed)
         fresh = nearest(recent, vector, allowed)
-        ranked = sorted([*(hit for hit in hits if hit.id not in recent), *fresh], key=lambda hit: -hit.score)
-        return _first(db, space, ranked, k)
-
-
-def _first(db: apsw.Connection, space: Space, ranked: list[Hit], k: int) -> list[Note]:
-    scores = {hit.id: hit.score for hit in ranked}
-    found: list[Note] = []
-    for note in rows.fetch(db, space, scores):
-        found.append(msgspec.structs.replace(note, score=scores[note.id]))
-        if len(found) == k:
-            break
-    return found
+        near = sorted([*(hit for hit in hits if hit.id not in recent), *fresh], key=lambda hit: -hit.score)
+        return list(rows.fetch_scored(db, space, fused(lexicon, query, near[:wanted], allowed, k)))
 
 
 def _space(principal: str, namespace: str) -> Space:

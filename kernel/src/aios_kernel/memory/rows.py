@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import apsw
+import msgspec
 import numpy as np
 
 from aios_kernel._names import shown
 from aios_kernel.errors import InvalidRequest, NotFound
-from aios_kernel.memory.index import Space, Vector
+from aios_kernel.memory.index import Hit, Space, Vector
 from aios_kernel.memory.labels import Scalar, labelled, write_labels
 from aios_kernel.syscalls import Note
 
@@ -185,6 +186,13 @@ def fetch(db: apsw.Connection, space: Space, ids: Iterable[str]) -> Iterator[Not
         ).fetchone()
         if row is not None:
             yield _note(space, row)
+
+
+def fetch_scored(db: apsw.Connection, space: Space, hits: Iterable[Hit]) -> Iterator[Note]:
+    """Read the notes of a ranking, with their scores."""
+    scores = {hit.id: hit.score for hit in hits}
+    for note in fetch(db, space, scores):
+        yield msgspec.structs.replace(note, score=scores[note.id])
 
 
 def with_vectors(db: apsw.Connection, space: Space, labels: Mapping[str, Scalar]) -> set[str] | None:
