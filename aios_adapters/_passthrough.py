@@ -36,7 +36,7 @@ def wrapper_for(original: Any, *, counted: bool) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(original):
         return _generator(chat)
 
-    def plain(scope: Scope, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def plain(scope: Scope, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if not scope.closed:
             scope.call(chat, LlmResult)
         return original(*args, **kwargs)
@@ -44,7 +44,7 @@ def wrapper_for(original: Any, *, counted: bool) -> Callable[..., Any]:
     return plain
 
 
-def _uncounted(scope: Scope, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _uncounted(scope: Scope, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return original(*args, **kwargs)
 
 
@@ -65,7 +65,7 @@ async def _pass(scope: Scope, chat: LlmChat) -> None:
 
 
 def _coroutine(chat: LlmChat) -> Callable[..., Any]:
-    async def coroutine(scope: Scope, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def coroutine(scope: Scope, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         await _pass(scope, chat)
         return await original(*args, **kwargs)
 
@@ -73,7 +73,7 @@ def _coroutine(chat: LlmChat) -> Callable[..., Any]:
 
 
 def _generator(chat: LlmChat) -> Callable[..., Any]:
-    def generator(scope: Scope, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def generator(scope: Scope, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if not scope.closed:
             scope.call(chat, LlmResult)
         return (yield from original(*args, **kwargs))
@@ -82,7 +82,7 @@ def _generator(chat: LlmChat) -> Callable[..., Any]:
 
 
 def _async_generator(chat: LlmChat) -> Callable[..., Any]:
-    async def generator(scope: Scope, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def generator(scope: Scope, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         await _pass(scope, chat)
         async with aclosing(original(*args, **kwargs)) as items:
             async for item in items:

@@ -130,7 +130,7 @@ def rerouted(original: Any, wrapper: Wrapper, framework: str = "", kind: Kind = 
 
 
 def _unless_passing(wrapper: Wrapper, through: Wrapper) -> Wrapper:
-    def chosen(scope: Scope, *args: Any, **kwargs: Any) -> Any:
+    def chosen(scope: Scope, /, *args: Any, **kwargs: Any) -> Any:
         return (through if scope.passthrough else wrapper)(scope, *args, **kwargs)
 
     return chosen

@@ -319,3 +319,13 @@ async def test_all_calls_of_a_turn_run(fake_kernel: KernelHandle) -> None:
 
     assert await use() == "tool said: 3 | 7 | 11"
     assert begun(fake_kernel) == 3
+
+
+def test_arguments_may_have_any_name(fake_kernel: KernelHandle) -> None:
+    @tool
+    def names(scope: str, original: str, tool: str, model: str) -> str:
+        """Names that our own wrappers use too."""
+        return " ".join([scope, original, tool, model])
+
+    with aios.running("names"):
+        assert names.invoke({"scope": "a", "original": "b", "tool": "c", "model": "d"}) == "a b c d"

@@ -27,13 +27,13 @@ def install_teams(patcher: Patcher) -> None:
     patcher.leaves(BaseGroupChat, {"run_stream": _run_stream})
 
 
-async def _on_messages(scope: Scope, original: Callable[..., Any], agent: Any, *args: Any, **kwargs: Any) -> Any:
+async def _on_messages(scope: Scope, original: Callable[..., Any], agent: Any, /, *args: Any, **kwargs: Any) -> Any:
     with scope.child(agent.name, _FRAMEWORK).on():
         return await original(agent, *args, **kwargs)
 
 
 async def _on_messages_stream(
-    scope: Scope, original: Callable[..., Any], agent: Any, *args: Any, **kwargs: Any
+    scope: Scope, original: Callable[..., Any], agent: Any, /, *args: Any, **kwargs: Any
 ) -> AsyncGenerator[Any, None]:
     own = scope.child(agent.name, _FRAMEWORK)
     async with aclosing(step_async_generator(original(agent, *args, **kwargs), own, new=False)) as messages:
@@ -42,7 +42,7 @@ async def _on_messages_stream(
 
 
 async def _run_stream(
-    scope: Scope, original: Callable[..., Any], team: Any, *args: Any, **kwargs: Any
+    scope: Scope, original: Callable[..., Any], team: Any, /, *args: Any, **kwargs: Any
 ) -> AsyncGenerator[Any, None]:
     own = scope.child(_given_name(team), _FRAMEWORK)
     async with aclosing(step_async_generator(original(team, *args, **kwargs), own, new=False)) as messages:

@@ -59,6 +59,7 @@ class ModelCalls:
         scope: Scope,
         original: Callable[..., Any],
         client: Any,
+        /,
         messages: Any,
         *,
         cancellation_token: CancellationToken | None = None,
@@ -89,6 +90,7 @@ class ModelCalls:
         scope: Scope,
         original: Callable[..., Any],
         client: Any,
+        /,
         messages: Any,
         *,
         cancellation_token: CancellationToken | None = None,
@@ -117,7 +119,7 @@ class ModelCalls:
                     yield self._end_stream(client, request, piece)
 
     def count_tokens(
-        self, scope: Scope, original: Callable[..., int], client: Any, messages: Any, *, tools: Any = ()
+        self, scope: Scope, original: Callable[..., int], client: Any, /, messages: Any, *, tools: Any = ()
     ) -> int:
         """`ChatCompletionClient.count_tokens`, estimated for the model served here; the original may need a network."""
         body: dict[str, Any] = {"messages": wire_messages(messages), "tools": wire_tools(tools)}

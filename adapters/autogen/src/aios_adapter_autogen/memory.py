@@ -38,7 +38,7 @@ class MemoryCalls:
     def __init__(self) -> None:
         self._shelf = Shelf()
 
-    async def add(self, scope: Scope, original: Callable[..., Any], memory: Any, *args: Any, **kwargs: Any) -> None:
+    async def add(self, scope: Scope, original: Callable[..., Any], memory: Any, /, *args: Any, **kwargs: Any) -> None:
         """`Memory.add`."""
         if not _is_kept(scope, memory):
             await _mediated(scope, original, memory, args, kwargs, write="add")
@@ -48,7 +48,9 @@ class MemoryCalls:
         else:  # a subclass's own: what it adds is written when it calls `super()`, or at the next access
             await original(memory, *args, **kwargs)
 
-    async def clear(self, scope: Scope, original: Callable[..., Any], memory: Any, *args: Any, **kwargs: Any) -> None:
+    async def clear(
+        self, scope: Scope, original: Callable[..., Any], memory: Any, /, *args: Any, **kwargs: Any
+    ) -> None:
         """`Memory.clear`."""
         if not _is_kept(scope, memory):
             await _mediated(scope, original, memory, args, kwargs, write="clear")
@@ -57,7 +59,7 @@ class MemoryCalls:
             await self._shelf.find(scope, memory).clear(scope)
         await original(memory, *args, **kwargs)
 
-    async def read(self, scope: Scope, original: Callable[..., Any], memory: Any, *args: Any, **kwargs: Any) -> Any:
+    async def read(self, scope: Scope, original: Callable[..., Any], memory: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`Memory.query` and `Memory.update_context`."""
         if not _is_kept(scope, memory):
             return await _mediated(scope, original, memory, args, kwargs, write=None)
@@ -68,7 +70,7 @@ class MemoryCalls:
 
 
 async def _mediated(
-    scope: Scope, original: Callable[..., Any], memory: Any, args: Any, kwargs: Any, *, write: str | None
+    scope: Scope, original: Callable[..., Any], memory: Any, /, args: Any, kwargs: Any, *, write: str | None
 ) -> Any:
     """The original under the kernel's eyes: one search or one note (always the same) in the agent's own space."""
     if scope.options.memory == "off" or _busy.get() is memory:

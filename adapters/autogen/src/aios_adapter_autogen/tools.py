@@ -47,7 +47,7 @@ def install(patcher: Patcher) -> None:
 
 
 async def _run_json(
-    scope: Scope, original: Callable[..., Any], tool: Any, args: Mapping[str, Any], *rest: Any, **named: Any
+    scope: Scope, original: Callable[..., Any], tool: Any, /, args: Mapping[str, Any], *rest: Any, **named: Any
 ) -> Any:
     run = functools.partial(original, tool, args, *rest, **named)
     if _granted.get() or not _is_outermost(tool, "run_json", original):
@@ -57,7 +57,7 @@ async def _run_json(
 
 
 async def _run_function(
-    scope: Scope, original: Callable[..., Any], tool: Any, args: Any, *rest: Any, **named: Any
+    scope: Scope, original: Callable[..., Any], tool: Any, /, args: Any, *rest: Any, **named: Any
 ) -> Any:
     """A plain function runs in an executor's thread, which knows no context: it takes this one along."""
     if not inspect.iscoroutinefunction(tool._func):
@@ -67,7 +67,7 @@ async def _run_function(
 
 
 async def _run_json_stream(
-    scope: Scope, original: Callable[..., Any], tool: Any, args: Mapping[str, Any], *rest: Any, **named: Any
+    scope: Scope, original: Callable[..., Any], tool: Any, /, args: Mapping[str, Any], *rest: Any, **named: Any
 ) -> AsyncGenerator[Any, None]:
     source = original(tool, args, *rest, **named)
     if not _granted.get() and _is_outermost(tool, "run_json_stream", original):
@@ -81,7 +81,7 @@ async def _run_json_stream(
 
 
 async def _call_tool(
-    scope: Scope, original: Callable[..., Any], workbench: Any, name: str, *rest: Any, **named: Any
+    scope: Scope, original: Callable[..., Any], workbench: Any, /, name: str, *rest: Any, **named: Any
 ) -> ToolResult:
     async def run() -> ToolResult:
         with _marked(True):
@@ -97,7 +97,7 @@ async def _call_tool(
 
 
 async def _call_tool_stream(
-    scope: Scope, original: Callable[..., Any], workbench: Any, name: str, *rest: Any, **named: Any
+    scope: Scope, original: Callable[..., Any], workbench: Any, /, name: str, *rest: Any, **named: Any
 ) -> AsyncGenerator[Any, None]:
     source = original(workbench, name, *rest, **named)
     if not (_leads_to_tools(original) or _granted.get()):

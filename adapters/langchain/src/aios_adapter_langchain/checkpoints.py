@@ -86,21 +86,21 @@ class CheckpointHooks:
     def __init__(self) -> None:
         self._copies: Spaces[SaverCopy] = Spaces(SaverCopy)
 
-    def get_tuple(self, scope: Scope, original: Original, saver: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_tuple(self, scope: Scope, original: Original, saver: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Read; also the history of channels that store changes."""
         book = self._book(scope, original, saver)
         run(scope, book.before_read(saver, _config(args, kwargs)))
         with _quiet(book):
             return original(saver, *args, **kwargs)
 
-    async def aget_tuple(self, scope: Scope, original: Original, saver: Any, *args: Any, **kwargs: Any) -> Any:
+    async def aget_tuple(self, scope: Scope, original: Original, saver: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Like `get_tuple`."""
         book = self._book(scope, original, saver)
         await arun(scope, book.before_read(saver, _config(args, kwargs)))
         with _quiet(book):
             return await original(saver, *args, **kwargs)
 
-    def list(self, scope: Scope, original: Original, saver: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def list(self, scope: Scope, original: Original, saver: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Read several."""
         book = self._book(scope, original, saver)
         run(scope, book.before_read(saver, _config(args, kwargs)))
@@ -115,7 +115,7 @@ class CheckpointHooks:
             yield item
 
     async def alist(
-        self, scope: Scope, original: Original, saver: Any, *args: Any, **kwargs: Any
+        self, scope: Scope, original: Original, saver: Any, /, *args: Any, **kwargs: Any
     ) -> AsyncIterator[Any]:
         """Like `list`."""
         book = self._book(scope, original, saver)
@@ -134,6 +134,7 @@ class CheckpointHooks:
         scope: Scope,
         original: Original,
         saver: Any,
+        /,
         config: Any,
         checkpoint: Any,
         metadata: Any,
@@ -151,6 +152,7 @@ class CheckpointHooks:
         scope: Scope,
         original: Original,
         saver: Any,
+        /,
         config: Any,
         checkpoint: Any,
         metadata: Any,
@@ -168,6 +170,7 @@ class CheckpointHooks:
         scope: Scope,
         original: Original,
         saver: Any,
+        /,
         config: Any,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
@@ -184,6 +187,7 @@ class CheckpointHooks:
         scope: Scope,
         original: Original,
         saver: Any,
+        /,
         config: Any,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
@@ -195,14 +199,14 @@ class CheckpointHooks:
             await original(saver, config, writes, task_id, task_path)
         await arun(scope, book.after_writes(saver, config, task_id, _indexes(writes)))
 
-    def delete_thread(self, scope: Scope, original: Original, saver: Any, thread_id: str) -> None:
+    def delete_thread(self, scope: Scope, original: Original, saver: Any, /, thread_id: str) -> None:
         """Forget a thread."""
         book = self._book(scope, original, saver)
         with _quiet(book):
             original(saver, thread_id)
         run(scope, book.after_delete(saver, thread_id))
 
-    async def adelete_thread(self, scope: Scope, original: Original, saver: Any, thread_id: str) -> None:
+    async def adelete_thread(self, scope: Scope, original: Original, saver: Any, /, thread_id: str) -> None:
         """Like `delete_thread`."""
         book = self._book(scope, original, saver)
         with _quiet(book):

@@ -23,6 +23,7 @@ def aios_adapter() -> Adapter:
             "langchain_core.language_models.llms": _completion_models,
             "langchain_core.tools.base": _tools,
             "langchain_openai.chat_models.base": _keyless,
+            "langchain_openai.embeddings.base": _keyless_embeddings,
             "langgraph.checkpoint.base": _checkpoints,
             "langgraph.store.base": _stores,
             "langgraph.pregel._executor": _executors,
@@ -52,6 +53,12 @@ def _keyless(patcher: Patcher) -> None:
     from aios_adapter_langchain import keyless
 
     keyless.install(patcher)
+
+
+def _keyless_embeddings(patcher: Patcher) -> None:
+    from aios_adapter_langchain import keyless
+
+    keyless.install_embeddings(patcher)
 
 
 def _checkpoints(patcher: Patcher) -> None:

@@ -38,7 +38,7 @@ class StoreHooks:
     def __init__(self) -> None:
         self._copies: Spaces[StoreCopy] = Spaces(_copy)
 
-    def batch(self, scope: Scope, original: Original, store: Any, ops: Iterable[Any]) -> list[Any]:
+    def batch(self, scope: Scope, original: Original, store: Any, /, ops: Iterable[Any]) -> list[Any]:
         """Read and write."""
         copy, counted = self._place(scope, original, store)
         if copy is not None:
@@ -49,7 +49,7 @@ class StoreHooks:
         with suspended():
             return original(store, ops)
 
-    async def abatch(self, scope: Scope, original: Original, store: Any, ops: Iterable[Any]) -> list[Any]:
+    async def abatch(self, scope: Scope, original: Original, store: Any, /, ops: Iterable[Any]) -> list[Any]:
         """Like `batch`."""
         copy, counted = self._place(scope, original, store)
         if copy is not None:

@@ -71,7 +71,7 @@ def install(patcher: Patcher) -> None:
 
 
 def _run_outer(
-    scope: Scope, original: Callable[..., Any], tool: BaseTool, tool_input: Any, *args: Any, **kw: Any
+    scope: Scope, original: Callable[..., Any], tool: BaseTool, /, tool_input: Any, *args: Any, **kw: Any
 ) -> Any:
     call = _Call(tool, tool_input, kw.get("tool_call_id"))
     token = _on.set(call)
@@ -84,7 +84,7 @@ def _run_outer(
 
 
 async def _arun_outer(
-    scope: Scope, original: Callable[..., Any], tool: BaseTool, tool_input: Any, *args: Any, **kw: Any
+    scope: Scope, original: Callable[..., Any], tool: BaseTool, /, tool_input: Any, *args: Any, **kw: Any
 ) -> Any:
     call = _Call(tool, tool_input, kw.get("tool_call_id"))
     token = _on.set(call)
@@ -96,7 +96,7 @@ async def _arun_outer(
         _on.reset(token)
 
 
-def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, *args: Any, **kwargs: Any) -> Any:
+def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, /, *args: Any, **kwargs: Any) -> Any:
     call = _on.get()
     if call is None or call.tool is not tool:  # the second half of a call that has its grant, or no call at all
         return original(tool, *args, **kwargs)
@@ -120,7 +120,7 @@ def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, *args
         _on.reset(token)
 
 
-async def _arun_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, *args: Any, **kwargs: Any) -> Any:
+async def _arun_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, /, *args: Any, **kwargs: Any) -> Any:
     call = _on.get()
     if call is None or call.tool is not tool:
         return await original(tool, *args, **kwargs)

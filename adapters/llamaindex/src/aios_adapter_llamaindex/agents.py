@@ -27,12 +27,12 @@ def install(patcher: Patcher) -> None:
     patcher.leaves(AgentWorkflow, steps)
 
 
-def _run(scope: Scope, original: Any, agent: BaseWorkflowAgent, *args: Any, **kwargs: Any) -> Any:
+def _run(scope: Scope, original: Any, agent: BaseWorkflowAgent, /, *args: Any, **kwargs: Any) -> Any:
     with _child(scope, agent.name).on():
         return original(agent, *args, **kwargs)
 
 
-async def _step(scope: Scope, original: Any, workflow: AgentWorkflow, *args: Any, **kwargs: Any) -> Any:
+async def _step(scope: Scope, original: Any, workflow: AgentWorkflow, /, *args: Any, **kwargs: Any) -> Any:
     name = await _current_agent(workflow, [*args, *kwargs.values()])
     with _child(scope, name).on():
         return await original(workflow, *args, **kwargs)

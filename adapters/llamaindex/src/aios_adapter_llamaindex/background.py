@@ -25,7 +25,7 @@ def install(patcher: Patcher) -> None:
 
 
 async def _astream_chat(
-    scope: Scope, original: Any, engine: BaseChatEngine, *args: Any, **kwargs: Any
+    scope: Scope, original: Any, engine: BaseChatEngine, /, *args: Any, **kwargs: Any
 ) -> StreamingAgentChatResponse:
     response = await original(engine, *args, **kwargs)
     task = getattr(response, "awrite_response_to_history_task", None)
@@ -35,7 +35,7 @@ async def _astream_chat(
 
 
 def _thread(
-    scope: Scope, original: Any, thread: Thread, group: Any = None, target: Any = None, *args: Any, **kwargs: Any
+    scope: Scope, original: Any, thread: Thread, /, group: Any = None, target: Any = None, *args: Any, **kwargs: Any
 ) -> None:
     if target is not None:
         target = functools.partial(_run_and_release, scope.hold(), target)

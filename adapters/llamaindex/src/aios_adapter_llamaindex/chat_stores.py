@@ -63,7 +63,7 @@ class SimpleStores:
     def wrapper(self, access: Access) -> Callable[..., Any]:
         """The wrapper of one method."""
 
-        def wrapped(scope: Scope, original: Any, store: SimpleChatStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        def wrapped(scope: Scope, original: Any, store: SimpleChatStore, /, key: str, *args: Any, **kwargs: Any) -> Any:
             if not is_kept(scope):
                 return mediated(scope, original, store, access != "read", key, *args, **kwargs)
             for namespace in self._shelf.litter(scope):
@@ -133,7 +133,7 @@ class SqlStores:
         """The wrapper of one method."""
 
         async def wrapped(
-            scope: Scope, original: Any, store: SQLAlchemyChatStore, key: str, *args: Any, **kwargs: Any
+            scope: Scope, original: Any, store: SQLAlchemyChatStore, /, key: str, *args: Any, **kwargs: Any
         ) -> Any:
             if not (is_kept(scope) and _in_memory(store)):
                 return await amediated(scope, original, store, access != "read", key, *args, **kwargs)

@@ -46,7 +46,7 @@ def install(patcher: Patcher) -> None:
 
 
 def _plain(kernel_call: Any) -> Wrapper:
-    def wrapper(scope: Scope, original: Any, llm: BaseLLM, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(scope: Scope, original: Any, llm: BaseLLM, /, *args: Any, **kwargs: Any) -> Any:
         call = original if delegates(llm, original) else kernel_call
         return call.__get__(llm)(*args, **kwargs)
 
@@ -56,14 +56,14 @@ def _plain(kernel_call: Any) -> Wrapper:
 def _stream(kernel_call: Any) -> Wrapper:
     plain = _plain(kernel_call)
 
-    def wrapper(scope: Scope, original: Any, llm: BaseLLM, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(scope: Scope, original: Any, llm: BaseLLM, /, *args: Any, **kwargs: Any) -> Any:
         return _held(plain(scope, original, llm, *args, **kwargs), scope.hold())
 
     return wrapper
 
 
 def _coroutine(kernel_call: Any) -> Wrapper:
-    async def wrapper(scope: Scope, original: Any, llm: BaseLLM, *args: Any, **kwargs: Any) -> Any:
+    async def wrapper(scope: Scope, original: Any, llm: BaseLLM, /, *args: Any, **kwargs: Any) -> Any:
         call = original if delegates(llm, original) else kernel_call
         return await call.__get__(llm)(*args, **kwargs)
 
@@ -73,7 +73,7 @@ def _coroutine(kernel_call: Any) -> Wrapper:
 def _async_stream(kernel_call: Any) -> Wrapper:
     coroutine = _coroutine(kernel_call)
 
-    async def wrapper(scope: Scope, original: Any, llm: BaseLLM, *args: Any, **kwargs: Any) -> Any:
+    async def wrapper(scope: Scope, original: Any, llm: BaseLLM, /, *args: Any, **kwargs: Any) -> Any:
         return _aheld(await coroutine(scope, original, llm, *args, **kwargs), scope.hold())
 
     return wrapper

@@ -53,7 +53,7 @@ def is_kept(scope: Scope) -> bool:
     return scope.options.memory in (None, "kernel")
 
 
-def mediated(scope: Scope, original: Any, target: Any, writes: bool, *args: Any, **kwargs: Any) -> Any:
+def mediated(scope: Scope, original: Any, target: Any, /, writes: bool, *args: Any, **kwargs: Any) -> Any:
     """Run the original after its syscall."""
     if _is_free(scope, target):
         return original(target, *args, **kwargs)
@@ -65,7 +65,7 @@ def mediated(scope: Scope, original: Any, target: Any, writes: bool, *args: Any,
         return original(target, *args, **kwargs)
 
 
-async def amediated(scope: Scope, original: Any, target: Any, writes: bool, *args: Any, **kwargs: Any) -> Any:
+async def amediated(scope: Scope, original: Any, target: Any, /, writes: bool, *args: Any, **kwargs: Any) -> Any:
     """Await the original after its syscall."""
     if not _is_free(scope, target):
         if writes:
@@ -81,10 +81,10 @@ def _wrappers(base: type, reads: tuple[str, ...], writes: tuple[str, ...]) -> di
 
 
 def _wrapper(base: type, name: str, writes: bool) -> Wrapper:
-    def plain(scope: Scope, original: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    def plain(scope: Scope, original: Any, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         return mediated(scope, original, target, writes, *args, **kwargs)
 
-    async def coroutine(scope: Scope, original: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+    async def coroutine(scope: Scope, original: Any, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         return await amediated(scope, original, target, writes, *args, **kwargs)
 
     return coroutine if inspect.iscoroutinefunction(getattr(base, name)) else plain

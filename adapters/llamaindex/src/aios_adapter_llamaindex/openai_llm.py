@@ -59,7 +59,7 @@ def _timeout_s(llm: base.OpenAI) -> float | None:
     return None if llm.timeout == type(llm).model_fields["timeout"].default else llm.timeout
 
 
-def _use_chat(scope: Scope, original: Any, llm: base.OpenAI, kwargs: dict[str, Any]) -> bool:
+def _use_chat(scope: Scope, original: Any, llm: base.OpenAI, /, kwargs: dict[str, Any]) -> bool:
     kwargs.pop("use_chat_completions", None)
     return True
 
@@ -68,13 +68,13 @@ def _use_chat(scope: Scope, original: Any, llm: base.OpenAI, kwargs: dict[str, A
 
 
 def _structured(
-    scope: Scope, original: Any, llm: Any, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any
+    scope: Scope, original: Any, llm: Any, /, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any
 ) -> Any:
     return _parsed(output_cls, scope.chat(_structured_call(llm, output_cls, prompt, llm_kwargs, prompt_args)))
 
 
 async def _astructured(
-    scope: Scope, original: Any, llm: Any, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any
+    scope: Scope, original: Any, llm: Any, /, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any
 ) -> Any:
     return _parsed(output_cls, await scope.achat(_structured_call(llm, output_cls, prompt, llm_kwargs, prompt_args)))
 

@@ -26,14 +26,14 @@ def install(patcher: Patcher) -> None:
     patcher.leaves(AsyncBaseTool, {"call": _call, "acall": _acall})
 
 
-def _call_plain(scope: Scope, original: Any, tool: BaseTool, *args: Any, **kwargs: Any) -> ToolOutput:
+def _call_plain(scope: Scope, original: Any, tool: BaseTool, /, *args: Any, **kwargs: Any) -> ToolOutput:
     # An AsyncBaseTool's `__call__` ends in its `call`.
     if isinstance(tool, AsyncBaseTool):
         return original.__get__(tool)(*args, **kwargs)
     return _call(scope, original, tool, *args, **kwargs)
 
 
-def _call(scope: Scope, original: Any, tool: BaseTool, *args: Any, **kwargs: Any) -> ToolOutput:
+def _call(scope: Scope, original: Any, tool: BaseTool, /, *args: Any, **kwargs: Any) -> ToolOutput:
     bound = original.__get__(tool)
     if _is_granted(tool):
         return bound(*args, **kwargs)
@@ -45,7 +45,7 @@ def _call(scope: Scope, original: Any, tool: BaseTool, *args: Any, **kwargs: Any
     return scope.run_tool(tool.metadata.get_name(), _arguments(tool, args, kwargs), run)
 
 
-async def _acall(scope: Scope, original: Any, tool: BaseTool, *args: Any, **kwargs: Any) -> ToolOutput:
+async def _acall(scope: Scope, original: Any, tool: BaseTool, /, *args: Any, **kwargs: Any) -> ToolOutput:
     bound = original.__get__(tool)
     if _is_granted(tool):
         return await bound(*args, **kwargs)

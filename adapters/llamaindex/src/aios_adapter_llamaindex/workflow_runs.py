@@ -26,7 +26,7 @@ def hold_until_done(scope: Scope, task: asyncio.Task[Any]) -> None:
     task.add_done_callback(lambda _task: release())
 
 
-def _run(scope: Scope, original: Any, workflow: Workflow, *args: Any, **kwargs: Any) -> Any:
+def _run(scope: Scope, original: Any, workflow: Workflow, /, *args: Any, **kwargs: Any) -> Any:
     handler = original(workflow, *args, **kwargs)
     task = getattr(handler, "_result_task", None)
     if not isinstance(task, asyncio.Task):

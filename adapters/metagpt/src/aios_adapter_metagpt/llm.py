@@ -21,7 +21,7 @@ def install(patcher: Patcher) -> None:
 
 
 async def _acompletion_text(
-    scope: Scope, original: Any, llm: Any, messages: list[dict[str, Any]], stream: bool = False, timeout: int = 0
+    scope: Scope, original: Any, llm: Any, /, messages: list[dict[str, Any]], stream: bool = False, timeout: int = 0
 ) -> str:
     if _is_human(llm):
         return await original(llm, messages, stream, timeout)
@@ -46,7 +46,9 @@ async def _streamed(scope: Scope, llm: Any, call: LlmChat, timeout: int) -> str:
     return text
 
 
-async def _acompletion(scope: Scope, original: Any, llm: Any, messages: list[dict[str, Any]], timeout: int = 0) -> Any:
+async def _acompletion(
+    scope: Scope, original: Any, llm: Any, /, messages: list[dict[str, Any]], timeout: int = 0
+) -> Any:
     """The answer as an object of the OpenAI SDK from the providers that give one, else as a dictionary of its shape."""
     from metagpt.provider.base_llm import BaseLLM
     from metagpt.provider.openai_api import OpenAILLM

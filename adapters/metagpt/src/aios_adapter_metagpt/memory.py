@@ -49,13 +49,13 @@ class Keepers:
         keepers = [(memory, self._keeper(scope, memory, label)) for memory, label in memories]
         return [(memory, keeper) for memory, keeper in keepers if not keeper.mediated]
 
-    def _read(self, scope: Scope, original: Any, memory: Any, *args: Any, **kwargs: Any) -> Any:
+    def _read(self, scope: Scope, original: Any, memory: Any, /, *args: Any, **kwargs: Any) -> Any:
         keeper = self._active(scope, memory)
         if keeper is not None:
             keeper.glance(scope)
         return original(memory, *args, **kwargs)
 
-    def _write(self, scope: Scope, original: Any, memory: Any, *args: Any, **kwargs: Any) -> Any:
+    def _write(self, scope: Scope, original: Any, memory: Any, /, *args: Any, **kwargs: Any) -> Any:
         keeper = self._active(scope, memory)
         if keeper is not None and keeper.mediated:
             keeper.glance(scope)

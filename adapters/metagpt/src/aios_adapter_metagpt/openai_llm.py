@@ -30,13 +30,13 @@ def chat_completion(result: LlmResult) -> Any:
 
 
 async def _achat_completion(
-    scope: Scope, original: Any, llm: Any, messages: list[dict[str, Any]], timeout: int = 0
+    scope: Scope, original: Any, llm: Any, /, messages: list[dict[str, Any]], timeout: int = 0
 ) -> Any:
     return await _completion(scope, llm, messages, timeout, {})
 
 
 async def _achat_completion_function(
-    scope: Scope, original: Any, llm: Any, messages: Any, timeout: int = 0, **options: Any
+    scope: Scope, original: Any, llm: Any, /, messages: Any, timeout: int = 0, **options: Any
 ) -> Any:
     return await _completion(scope, llm, llm.format_msg(messages), timeout, options)
 

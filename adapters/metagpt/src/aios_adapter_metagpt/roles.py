@@ -28,7 +28,7 @@ class Roles:
     def __init__(self, keepers: Keepers) -> None:
         self.keepers = keepers
 
-    async def run(self, scope: Scope, original: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+    async def run(self, scope: Scope, original: Any, role: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`Role.run`. MetaGPT turns every exception into a traceback's text; the kernel's errors come out as such."""
         try:
             return await self.step(scope, original, role, *args, **kwargs)
@@ -40,13 +40,13 @@ class Roles:
                 raise
             raise cause from error
 
-    async def step(self, scope: Scope, original: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+    async def step(self, scope: Scope, original: Any, role: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`Role.think` and `Role.act`, with the role's scope on and its memory at hand."""
         with scope.child(_name(role), "metagpt").on() as own:
             await self.keepers.aopen(own, role)
             return await original(role, *args, **kwargs)
 
-    def get_memories(self, scope: Scope, original: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_memories(self, scope: Scope, original: Any, role: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`Role.get_memories`, which may come before the role's first run."""
         with scope.child(_name(role), "metagpt").on() as own:
             self.keepers.open(own, role)

@@ -17,7 +17,7 @@ from aios_adapters import Scope
 from aios_kernel.errors import AiosError
 
 
-def request(scope: Scope, original: Any, client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
+def request(scope: Scope, original: Any, client: Any, /, cast_to: Any, options: Any, **streaming: Any) -> Any:
     """`SyncAPIClient.request`, answered by the kernel. Raises the SDK's own exceptions."""
     cast_to = client._maybe_override_cast_to(cast_to, options)
     job = Job(client, options)
@@ -33,7 +33,7 @@ def request(scope: Scope, original: Any, client: Any, cast_to: Any, options: Any
     return client._process_response(cast_to=cast_to, options=options, response=response, **_complete(streaming))
 
 
-async def arequest(scope: Scope, original: Any, client: Any, cast_to: Any, options: Any, **streaming: Any) -> Any:
+async def arequest(scope: Scope, original: Any, client: Any, /, cast_to: Any, options: Any, **streaming: Any) -> Any:
     """`AsyncAPIClient.request`, answered by the kernel. Raises the SDK's own exceptions."""
     cast_to = client._maybe_override_cast_to(cast_to, options)
     job = Job(client, options)

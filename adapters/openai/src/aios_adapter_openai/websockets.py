@@ -26,7 +26,7 @@ def refuse_in_scope(patcher: Patcher, module: str) -> None:
         patcher.method(cls, "connect", _refuse, kind="detail")
 
 
-def _refuse(scope: Scope, original: Any, resource: Any, *args: Any, **kwargs: Any) -> Any:
+def _refuse(scope: Scope, original: Any, resource: Any, /, *args: Any, **kwargs: Any) -> Any:
     raise Unsupported(
         f"{type(resource).__name__}.connect opens a websocket, which the kernel does not serve",
         agent=scope.agent,
