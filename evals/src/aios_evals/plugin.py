@@ -134,6 +134,29 @@ def contexts(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def memory(
+    json: Json = False,
+    full: Full = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of the recorded workloads (AIOS_DATA).")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="recall, speed; default both.")] = None,
+) -> None:
+    """What the memory finds of recorded conversations, and how fast it writes and searches beside chromadb."""
+    from aios_evals import report
+    from aios_evals.memory_bench import locomo, speed
+    from aios_evals.workloads.load import data_folder
+    from aios_kernel.memory import SentenceTransformerEmbedder
+
+    parts = _known(only, ("recall", "speed"))
+    rows: list[dict[str, Any]] = []
+    if "recall" in parts:
+        rows += locomo.recall(locomo.load(data_folder(data)), SentenceTransformerEmbedder())
+    if "speed" in parts:
+        sizes = [(100_000, 1), (1_000_000, 1000)] if full else [(2_000, 1), (10_000, 10)]
+        rows += [speed.measure(notes, spaces, 1000, 300) for notes, spaces in sizes]
+    report.emit("memory", rows, json=json)
+
+
+@bench.command()
 def schedule(
     json: Json = False,
     full: Full = False,
