@@ -26,7 +26,8 @@ def steps(draw: st.DrawFn) -> list[Message]:
     text = " ".join(["w"] * draw(st.integers(0, 6)))
     calls = [ToolCall(draw(st.sampled_from(["a", "b", "c"])), "look", "{}") for _ in range(draw(st.integers(0, 3)))]
     results = [Message("tool", "r " * draw(st.integers(1, 6)), tool_call_id=call.id) for call in calls]
-    return [Message("assistant", text, tool_calls=calls), *results]
+    meanwhile = [Message(draw(st.sampled_from(["user", "assistant"])), "meanwhile")] if draw(st.booleans()) else []
+    return [Message("assistant", text, tool_calls=calls), *meanwhile, *results]
 
 
 @st.composite

@@ -42,7 +42,7 @@ def make_client(tmp_path: Path) -> Generator[MakeClient, None, None]:
     configs: list[Config] = []
 
     def make(**settings: Any) -> Client:
-        chosen = {"model": "fake", "kv_tokens": POOL, **settings}
+        chosen: dict[str, Any] = {"model": "fake", "kv_tokens": POOL, **settings}
         config = Config(kernel="inprocess", home=str(tmp_path / "aios"), embedder="hash", vectors="exact", **chosen)
         configs.append(config)
         return Client(connect(config, client="test"))
