@@ -43,7 +43,7 @@ def test_missing_data_says_where_it_is_to_be_had(tmp_path: Path) -> None:
 def test_speed_gives_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     row = speed.measure(40, 4, 10, 3)
-    assert (row["case"], row["notes"]) == ("4_spaces", 40)
+    assert (row["case"], row["notes"]) == ("4_spaces_64_writers", 40)
     assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert min(row["adds_per_s"], row["chroma_adds_per_s"]) > 0
     assert list(tmp_path.iterdir()) == []

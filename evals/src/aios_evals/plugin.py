@@ -152,6 +152,7 @@ def memory(
         rows += locomo.recall(locomo.load(data_folder(data)), SentenceTransformerEmbedder())
     if "speed" in parts:
         sizes = [(100_000, 1), (1_000_000, 1000)] if full else [(2_000, 1), (10_000, 10)]
+        rows.append(speed.measure(1_000, 1, 1000, 300, writers=1))
         rows += [speed.measure(notes, spaces, 1000, 300) for notes, spaces in sizes]
     report.emit("memory", rows, json=json)
 

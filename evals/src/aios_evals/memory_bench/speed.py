@@ -38,15 +38,18 @@ class GivenVectors:
         return sum(len(text.split()) for text in texts)
 
 
-def measure(notes: int, spaces: int, searches: int, chroma_adds: int) -> dict[str, Any]:
-    """One row: `notes` over `spaces` namespaces, the writers of the namespaces all at once."""
+def measure(notes: int, spaces: int, searches: int, chroma_adds: int, writers: int = 64) -> dict[str, Any]:
+    """One row: `notes` over `spaces` namespaces, each of the `writers` waiting for one add before the next.
+
+    Chromadb's own adds are one after the other: its client is not made for several at once.
+    """
     embedder = GivenVectors()
     with tempfile.TemporaryDirectory(prefix=".aios-memory-", dir=Path.cwd()) as folder:
         chroma_per_s = _chroma(Path(folder) / "own", embedder, chroma_adds)
-        adds_per_s, latencies = asyncio.run(_ours(Path(folder), embedder, notes, spaces, searches))
+        adds_per_s, latencies = asyncio.run(_ours(Path(folder), embedder, notes, spaces, searches, writers))
     p50, p99 = np.percentile(latencies, [50, 99])
     return {
-        "case": f"{spaces}_spaces",
+        "case": f"{spaces}_spaces_{writers}_writers",
         "notes": notes,
         "adds_per_s": adds_per_s,
         "chroma_adds_per_s": chroma_per_s,
@@ -75,15 +78,14 @@ def _chroma(path: Path, embedder: GivenVectors, adds: int) -> float:
 
 
 async def _ours(
-    home: Path, embedder: GivenVectors, notes: int, spaces: int, searches: int
+    home: Path, embedder: GivenVectors, notes: int, spaces: int, searches: int, writers: int
 ) -> tuple[float, list[float]]:
     memory = MemoryManager(home, embedder, lambda model: ChromaIndex(home / "chroma", model))
     texts = _texts(notes)
-    writers = max(spaces, 64)
 
     async def write(first: int) -> None:
         for number in range(first, notes, writers):
-            await memory.add("bench", f"agent/a{first % spaces}", "bench", MemoryAdd(texts[number]))
+            await memory.add("bench", f"agent/a{number % spaces}", "bench", MemoryAdd(texts[number]))
 
     began = time.perf_counter()
     await asyncio.gather(*(write(first) for first in range(writers)))
