@@ -121,6 +121,7 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._alive: dict[str, Program] = {}
+        self._children: dict[str, dict[str, None]] = {}  # of living programs
         self._finished: OrderedDict[str, Program] = OrderedDict()
 
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
@@ -151,6 +152,8 @@ class ProcessTable:
             session=session,
         )
         self._alive[program.id] = program
+        if program.parent is not None:
+            self._children.setdefault(program.parent, {})[program.id] = None
         return program
 
     def alive(self, program_id: str, principal: str) -> Program:
@@ -184,7 +187,7 @@ class ProcessTable:
         """A program and its living descendants."""
         found = [program]
         for member in found:
-            found.extend(p for p in self._alive.values() if p.parent == member.id and p not in found)
+            found.extend(self._alive[child] for child in self._children.get(member.id, ()) if child in self._alive)
         return found
 
     def of_session(self, session: int) -> list[Program]:
@@ -199,6 +202,9 @@ class ProcessTable:
         """Move a program to the finished ones."""
         if self._alive.pop(program.id, None) is None:
             return
+        self._children.pop(program.id, None)
+        if program.parent is not None:
+            self._children.get(program.parent, {}).pop(program.id, None)
         program.finished_s = time.time()
         program.error = error
         self._finished[program.id] = program
