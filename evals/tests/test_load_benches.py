@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from aios_evals import attack, overload, policies_bench, scale
@@ -40,6 +42,6 @@ def test_turns_are_as_far_apart_as_calls_end() -> None:
     for number in range(2000):
         turns.ended(0.2 * number)
     waits = [turns.next_s(400.0) for _ in range(10)]
-    gaps = [after - before for before, after in zip(waits, waits[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(waits)]
     assert all(gap == pytest.approx(0.2, rel=0.01) for gap in gaps)
     assert max(turns.next_s(400.0) for _ in range(10_000)) <= 30.0
