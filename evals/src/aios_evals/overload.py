@@ -83,6 +83,8 @@ async def _caller(client: AsyncClient, load: Load, ends_at: float) -> None:
                 load.lost += 1
                 return
             load.retry_after_s.append(busy.retry_after_s)
+            if time.perf_counter() + busy.retry_after_s > ends_at:
+                return  # the measurement is over by then
             await asyncio.sleep(busy.retry_after_s)
         else:
             load.answered += isinstance(answer, LlmResult)
