@@ -48,7 +48,7 @@ SIZES: dict[str, Any] = {
 class World:
     """One engine with its oracle, a clock that is moved by hand, and a fault that can be set."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, native: bool) -> None:
         torch.manual_seed(11)
         self.plain = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
         model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
@@ -57,7 +57,7 @@ class World:
         self.faults = 0
         self.now_s = 0.0
         self.path = folder / "snapshot"
-        self.engine = TorchEngine(model, kv_tokens=BLOCKS * 16)
+        self.engine = TorchEngine(model, kv_tokens=BLOCKS * 16, native=native)
         self.engine._pool._clock = lambda: self.now_s
         self.engine._swapper.mover.inline_bytes = 0  # as large contexts: the copies run beside the steps
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
@@ -236,10 +236,11 @@ class Life(RuleBasedStateMachine):
             assert self.engine.kv_free() == BLOCKS * 16
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+@pytest.fixture(scope="module", params=[True, False], ids=["native", "plain"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """With the compiled attention, and without it."""
     with tempfile.TemporaryDirectory() as folder:
-        made = World(Path(folder))
+        made = World(Path(folder), native=request.param)
         yield made
         made.engine.close()
 
@@ -258,5 +259,6 @@ def test_no_block_is_lost_and_no_token_wrong(world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_block_is_lost_and_no_token_wrong_in_two_thousand_lives(world: World) -> None:
     live(world, 2000)
