@@ -36,7 +36,7 @@ class Knobs:
     prefetch: bool = True
     chunk: int = 2048
     backlog: int = 32_768
-    patience_s: float = 3600.0
+    patience_s: float = 14_400.0
     decode_weight: float = 50.0
 
     @classmethod
