@@ -55,7 +55,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Compile the model at the start: a minute at first, some seconds later; then each step has less overhead."""
     window: WindowStrategy = "refuse"
     """Conversations longer than the model's window: `refuse`, `drop_oldest_turns` or `summarise`."""
-    policy: str = "fifo"
+    policy: str = "program"
     policy_options: dict[str, float | int | str | bool] = {}
     policy_groups: dict[str, GroupPolicy] = {}
     """Policies of agent groups; they share the engine by their weights with the other groups, which `policy` serves."""

@@ -84,6 +84,23 @@ def test_a_better_class_comes_first_and_is_prefilled_first() -> None:
     assert plan.run == [(2, 512)]
 
 
+def test_calls_that_a_program_makes_at_once_run_at_once_where_there_is_room() -> None:
+    siblings = [replace(queued(number, 200, at=number / 10), program="p1") for number in range(1, 5)]
+    made = policy(siblings, {"margin": 16})
+    assert made.decide(seen(siblings, 4096), 2.0).admit == [1, 2, 3, 4]
+    made = policy(siblings, {"margin": 16})
+    # 512 are kept for one call to end in; what is left takes two calls of 208 and the room of 16 for each to grow.
+    assert made.decide(seen(siblings, 512 + 2 * 224, total=8192), 2.0).admit == [1, 2]
+
+
+def test_returned_programs_that_hold_what_the_others_lack_do_not_wait_for_each_other() -> None:
+    tasks = [queued(1, 512, held=376), queued(2, 320, held=249)]
+    plan = policy(tasks).decide(seen(tasks, 48, [parked(1, 378), parked(2, 262)], total=704), 2.0)
+    assert (plan.admit, plan.drop) == ([1], ["p2"])
+    plan = policy(tasks).decide(seen(tasks, 48, [parked(1, 378), parked(2, 262)], host=400, total=704), 2.0)
+    assert (plan.admit, plan.stow) == ([1], ["p2"])
+
+
 def test_a_short_new_call_is_not_stuck_behind_a_long_prefill() -> None:
     long = Task(1, "p1", "a", "g", "normal", 0.0, RESIDENT, 3000, 2000, 0)
     short = queued(2, 40, at=1.0)

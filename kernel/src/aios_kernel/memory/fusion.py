@@ -5,6 +5,7 @@ The weights are rounded from those that did best on LoCoMo conversations, each h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Final
 
@@ -48,7 +49,12 @@ def fused(lexicon: Lexicon, query: str, hits: Collection[Hit], allowed: Collecti
     total[~_eligible(lexicon, allowed)] = -np.inf
     best = np.argpartition(-total, k)[:k] if k < len(total) else np.arange(len(total))
     best = best[np.argsort(-total[best], kind="stable")]
-    return [Hit(lexicon.ids[slot], float(total[slot])) for slot in best if total[slot] > -np.inf]
+    return [Hit(lexicon.ids[slot], _share(float(total[slot]))) for slot in best if total[slot] > -np.inf]
+
+
+def _share(score: float) -> float:
+    """A sum of standard scores in 0 to 1, as users expect a score to be; 0.5 is the space's average note."""
+    return 1 / (1 + math.exp(-score))
 
 
 def _spread(lexicon: Lexicon, hits: Collection[Hit]) -> Scores:

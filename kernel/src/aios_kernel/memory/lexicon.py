@@ -22,7 +22,7 @@ _NONE: Final = -1
 
 
 class Piece(NamedTuple):
-    """A note's words; `source` names the session or document that it is a piece of, "" if none is known."""
+    """A note's words; `source` names the session or document that it is a piece of; one of its own if none is."""
 
     seq: int
     id: str

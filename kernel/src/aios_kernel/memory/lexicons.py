@@ -15,10 +15,11 @@ from aios_kernel.memory.words import Stemmer
 
 _MAX_NOTES: Final = 2_000_000
 
-# A note is a piece of what its metadata names as its source, else of all notes that name none.
+# A note is a piece of what its metadata names as its source. One that names none stands alone: what was noted before
+# or after it by whomever says nothing about it.
 _PIECES: Final = (
     "SELECT seq, id, text, CAST(coalesce(json_extract(metadata, '$.source'), json_extract(metadata, '$.session'),"
-    " json_extract(metadata, '$.session_id'), json_extract(metadata, '$.thread'), '') AS TEXT)"
+    " json_extract(metadata, '$.session_id'), json_extract(metadata, '$.thread'), 'note ' || id) AS TEXT)"
     " FROM notes WHERE space = ? AND model IS NOT NULL"
 )
 _ALL: Final = _PIECES + " ORDER BY seq"

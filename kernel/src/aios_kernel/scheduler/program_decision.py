@@ -127,9 +127,10 @@ class Decision:
         share = self._knobs.grow * (2 if self._view.can_swap else 1)
         for task in policy.waiting.ranked():
             parked = self._parked.get(task.program)
-            if task.program in self._busy or task.program in policy.yielded:
+            if task.program in self._busy:
+                self._join(task)
                 continue
-            if parked is not None and parked.residency is _SWAPPED:
+            if task.program in policy.yielded or (parked is not None and parked.residency is _SWAPPED):
                 continue
             growth += max(0.0, policy.final - task.length)
             crowded = self._crowded(self._whole(task) + share * growth)
@@ -137,6 +138,16 @@ class Decision:
                 break
             if not self._bring(task, self._knobs.hold):
                 break
+
+    def _join(self, task: Task) -> None:
+        """A further call of a program that is in runs beside the others if there is room, and moves nobody out."""
+        runs, need = self._runs, self._whole(task)
+        if need > self._free or len(runs) >= self._view.max_batch or task.program in self._parked:
+            return
+        if not self._has_backlog() and any(run.program == task.program for run in runs):
+            self._free -= need
+            self._plan.admit.append(task.id)
+            runs.append(task)
 
     def _crowded(self, need: float) -> bool:
         """Whether the pool and host memory, with what has been kept long enough, are short of so many tokens."""
@@ -169,7 +180,17 @@ class Decision:
             return
         self._free += self._reserve
         self._margin = 0
-        self._bring(waiting[0], _ALWAYS)
+        while not self._bring(waiting[0], _ALWAYS) and self._give_way(waiting[0]):
+            pass
+
+    def _give_way(self, first: Task) -> bool:
+        """Let the newest other call that has its context in the pool lose it: each holds what the others lack."""
+        others = [task for task in self._hot if task is not first]
+        if not others:
+            return False
+        self._hot.remove(others[-1])
+        self._give_up(self._parked[others[-1].program], for_growth=True)
+        return True
 
     def _bring(self, task: Task, hold: float, *, claim: bool = False) -> bool:
         """Admit a call, or fetch what it goes on from, if room for it can be made; see `_room`."""
