@@ -145,7 +145,7 @@ def test_a_summary_is_a_call_of_the_same_program_made_once(make_client: MakeClie
 
 
 def test_a_deadline_ends_the_summary_too(make_client: MakeClient) -> None:
-    client = make_client(window="summarise")
+    client = make_client(window="summarise", policy="fifo")  # which keeps nothing of the summaries that ended
     client.call(AgentSpawn("p", "talker"), program="p")
     endless = LlmChat(messages=[Message("user", "word " * 20 + "\nponder\n") for _ in range(40)])
     with pytest.raises(DeadlineExceeded):
