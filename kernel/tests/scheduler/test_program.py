@@ -101,6 +101,19 @@ def test_returned_programs_that_hold_what_the_others_lack_do_not_wait_for_each_o
     assert (plan.admit, plan.stow) == ([1], ["p2"])
 
 
+def test_a_parent_that_waits_for_its_child_gives_way_to_it() -> None:
+    """Nothing runs and the pool is full of contexts that nobody may have; patience would last for ever."""
+    child = replace(queued(2, 130), root="p1")
+    made = policy([child], {"hold": 1e9})
+    made.observe(Finished(1, "p1"), 0.0)
+    plan = made.decide(seen([child], 48, [parked(1, 600)], total=704), 1.0)
+    assert (plan.admit, plan.drop, plan.patient) == ([2], ["p1"], False)
+    stranger = replace(child, root="")
+    made = policy([stranger], {"hold": 1e9})
+    made.observe(Finished(1, "p1"), 0.0)
+    assert made.decide(seen([stranger], 48, [parked(1, 600)], total=704), 1.0).patient
+
+
 def test_a_short_new_call_is_not_stuck_behind_a_long_prefill() -> None:
     long = Task(1, "p1", "a", "g", "normal", 0.0, RESIDENT, 3000, 2000, 0)
     short = queued(2, 40, at=1.0)

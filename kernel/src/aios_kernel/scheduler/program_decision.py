@@ -173,15 +173,19 @@ class Decision:
         waiting = [*self._preempted, *self._hot, *islice(queue.due(self._now_s), 1), *islice(queue.ranked(), 1)]
         if not waiting or self._plan.fetch or self._plan.swap_in:
             return
-        if waiting[0] not in self._hot and self._expired() < sum(
-            self._blocks(p.length) for _, p in self._ranked_idle()
-        ):
+        kept = sum(self._blocks(parked.length) for _, parked in self._ranked_idle())
+        if waiting[0] not in self._hot and self._expired() < kept and self._is_awaited():
             self._plan.patient = True
             return
         self._free += self._reserve
         self._margin = 0
         while not self._bring(waiting[0], _ALWAYS) and self._give_way(waiting[0]):
             pass
+
+    def _is_awaited(self) -> bool:
+        """Whether a program whose context is kept comes back by itself: not one that waits for a queued call."""
+        queued = {task.family for task in self._policy.waiting.ranked()}
+        return any(parked.family not in queued for _, parked in self._ranked_idle())
 
     def _give_way(self, first: Task) -> bool:
         """Let the newest other call that has its context in the pool lose it: each holds what the others lack."""
