@@ -21,7 +21,7 @@ check: setup ## Linters, types, import directions, code blocks of the documents.
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python scripts/check_imports.py
-	$(BIN)/python scripts/render_readme.py --check
+	$(BIN)/python scripts/render_figures.py --check
 	$(BIN)/python scripts/check_docs.py
 
 bench: setup ## The default benches, JSON under runs/.

@@ -1,22 +1,25 @@
-"""Write the README's figures from the committed results; with `--check` only say whether they agree."""
+"""Write the documents' figures from the committed results; with `--check` only say whether they agree."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = ("README.md", "docs/scheduling.md")
 RESULTS = ROOT / "docs" / "benchmarks"
-BEGIN = "<!-- figures: scripts/render_readme.py writes this part from docs/benchmarks/ -->\n"
-END = "<!-- end of figures -->"
+PART = re.compile(
+    r"(<!-- figures: (\w+), written by scripts/render_figures.py -->\n).*?(<!-- end of figures -->)", re.DOTALL
+)
 MODES = {
     "generate_lock": "`generate` behind a lock",
     "kernel_fifo": "kernel, fifo",
     "kernel_round_robin": "kernel, round robin",
+    "server": "vLLM, straight",
 }
 
 ENGINES = {
@@ -28,9 +31,9 @@ ENGINES = {
 }
 
 
-def figures() -> str:
-    """The Markdown of all results."""
-    return "\n".join([_speedup(_load("speedup")), _engine(_load("engine")), _syscalls(_load("syscalls"))])
+def _overview() -> str:
+    speedups = [_load(path.stem) for path in sorted(RESULTS.glob("speedup*.json"))]
+    return "\n".join([_speedup(*speedups), _engine(_load("engine")), _syscalls(_load("syscalls"))])
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -43,14 +46,14 @@ def _where(result: Mapping[str, Any]) -> str:
     return f"{chip}; torch {versions.get('torch', '-')}; {result['time'][:10]}; `{result['command']}`"
 
 
-def _speedup(result: Mapping[str, Any]) -> str:
-    rows: Sequence[Mapping[str, Any]] = result["rows"]
+def _speedup(*results: Mapping[str, Any]) -> str:
     cells = [
-        (row["framework"], row["workload"], row["agents"], MODES.get(row["mode"], row["mode"]),
+        (row["framework"], row["workload"], row["agents"], MODES[row["mode"]],
          f"{row['makespan_s']:.1f}", f"{row['mean_s']:.1f}", f"{row['tokens_computed']:,}", f"{row['ratio']:.1f}x",
          "" if row["identical"] is None else f"{row['identical']:.4f}")
-        for row in rows
+        for result in results for row in result["rows"]
     ]  # fmt: skip
+    measured = "; ".join(dict.fromkeys(map(_where, results)))
     head = (
         "framework",
         "work",
@@ -65,7 +68,7 @@ def _speedup(result: Mapping[str, Any]) -> str:
     return (
         "The same agents on recorded work (`tau`: tau-bench airline; `mint`: MINT), a 34 M model, every recorded\n"
         "token computed:\n\n"
-        f"{_table(head, cells)}\n{_where(result)}.\n"
+        f"{_table(head, cells)}\n{measured}.\n"
         "*Same choices*: the share of positions at which the model's own greedy token is that of `generate`,\n"
         "ties aside.\n"
     )
@@ -104,20 +107,63 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
+def _schedule(result: Mapping[str, Any]) -> str:
+    """The simulator's rows; times as ratios over the engine alone in the same cell."""
+    alone = {(row["programs"], row["host"]): row for row in result["rows"] if row["policy"] == "engine_lru"}
+    cells: list[Sequence[object]] = []
+    for row in result["rows"]:
+        base = alone[row["programs"], row["host"]]
+        ratios = (f"{base[key] / row[key]:.2f}x" for key in ("mean_s", "p95_s", "makespan_s"))
+        host = f"{row['host'] / 1e6:g}M" if row["host"] else "none"
+        shares = (f"{row[key]:.2f}" for key in ("idle", "jain", "efficiency"))
+        found = (f"{row['hit_rate']:.3f}", f"{row['amplification']:.2f}")
+        cells.append((row["programs"], host, row["policy"], *found, *ratios, *shares))
+    head = ("programs", "host", "policy", "hit rate", "amplification", "mean", "p95", "makespan")
+    return f"{_table((*head, 'idle', 'Jain', 'efficiency'), cells)}\n`{result['command']}`.\n"
+
+
+def _contention(result: Mapping[str, Any]) -> str:
+    cells = [
+        (f"{row['working_set_over_pool']:.1f}", row["programs"], row["policy"], f"{row['mean_s']:.1f}",
+         f"{row['p95_s']:.1f}", f"{row['makespan_s']:.1f}", f"{row['amplification']:.2f}",
+         "" if row["ratio_to_vllm"] is None else f"{row['ratio_to_vllm']:.2f}x")
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = (
+        "working set over pool",
+        "programs",
+        "policy",
+        "mean s",
+        "p95 s",
+        "makespan s",
+        "amplification",
+        "over vLLM",
+    )
+    return f"{_table(head, cells)}\n{_where(result)}.\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "overview": _overview,
+    "schedule": lambda: _schedule(_load("schedule")),
+    "ablation": lambda: _schedule(_load("schedule-ablation")),
+    "contention": lambda: _contention(_load("contention")),
+}
+
+
 def main() -> int:
     """Render, or check."""
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    rendered = f"{before}{BEGIN}\n{figures()}\n{END}{after}"
-    if "--check" in sys.argv[1:]:
-        if rendered != text:
+    stale = 0
+    for path in (ROOT / name for name in DOCUMENTS):
+        text = path.read_text()
+        rendered = PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", text)
+        if rendered != text and "--check" in sys.argv[1:]:
             sys.stdout.write(
-                "the README's figures are not those of docs/benchmarks/; fix: python scripts/render_readme.py\n"
+                f"{path.name} has not the figures of docs/benchmarks/; fix: python scripts/render_figures.py\n"
             )
-        return int(rendered != text)
-    README.write_text(rendered)
-    return 0
+            stale = 1
+        elif rendered != text:
+            path.write_text(rendered)
+    return stale
 
 
 if __name__ == "__main__":
