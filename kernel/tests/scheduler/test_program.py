@@ -93,6 +93,12 @@ def test_calls_that_a_program_makes_at_once_run_at_once_where_there_is_room() ->
     assert made.decide(seen(siblings, 512 + 2 * 224, total=8192), 2.0).admit == [1, 2]
 
 
+def test_a_call_that_is_due_is_admitted_once() -> None:
+    siblings = [replace(queued(number, 200, at=number / 10), program="p1") for number in range(1, 4)]
+    made = policy(siblings, {"margin": 16, "patience_s": 1.0})
+    assert made.decide(seen(siblings, 4096), 9.0).admit == [1, 2, 3]
+
+
 def test_returned_programs_that_hold_what_the_others_lack_do_not_wait_for_each_other() -> None:
     tasks = [queued(1, 512, held=376), queued(2, 320, held=249)]
     plan = policy(tasks).decide(seen(tasks, 48, [parked(1, 378), parked(2, 262)], total=704), 2.0)

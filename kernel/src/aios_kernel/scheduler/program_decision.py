@@ -144,6 +144,8 @@ class Decision:
         runs, need = self._runs, self._whole(task)
         if need > self._free or len(runs) >= self._view.max_batch or task.program in self._parked:
             return
+        if task.id in self._plan.admit:  # it was due, or had its context in the pool
+            return
         if not self._has_backlog() and any(run.program == task.program for run in runs):
             self._free -= need
             self._plan.admit.append(task.id)
