@@ -52,7 +52,7 @@ class TorchEngine:
         max_batch: contexts in one step.
         max_step_tokens: tokens in one step.
         compile: whether to compile the model, see `ModelRunner.compile`.
-        native: whether to use the compiled attention where it can be had (`native`).
+        native: whether to use compiled attention and products where they can be had (`native`).
 
     Raises:
         Unsupported: the model's architecture cannot run on paged attention.
@@ -72,7 +72,7 @@ class TorchEngine:
     ) -> None:
         self.name = name
         digest = fingerprint(model)
-        self._runner = ModelRunner(model)
+        self._runner = ModelRunner(model, native=native)
         runner = self._runner
         if compile:
             runner.compile()

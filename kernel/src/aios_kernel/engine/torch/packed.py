@@ -1,17 +1,22 @@
-"""Linear layers whose weights lie in the blocked order that oneDNN multiplies from.
+"""Linear layers whose weights lie in the order in which they are multiplied.
 
 `torch.nn.functional.linear` reorders the weight in every call, which costs more than the product itself while a step
-has few rows. oneDNN's own order, made once, saves that: 1.2 to 1.7 times at 4 to 128 rows, in bfloat16 at any number
+has few rows. Where compiled products can be had they are used (`native.layers`: 1.3 to 1.8 times oneDNN at 2 to 32
+rows, docs/decisions/013-compiled-products.md), else oneDNN's own order, made once
 (docs/decisions/007-packed-weights-and-compiling.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from aios_kernel.engine.torch.native import linear as products
+from aios_kernel.engine.torch.native.layers import NativeLinear, gated
 
 _ROWS = 32
 """The number of rows that oneDNN chooses the order for; it serves any other number too."""
@@ -70,21 +75,50 @@ _library.impl("packed_linear", _multiply, "MkldnnCPU")
 torch.library.register_fake("aios::packed_linear", _shape, lib=_library)
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Replace the plain linear layers of a model on the CPU, where oneDNN serves its dtype.
+def pack_linears(model: nn.Module, *, native: bool = True) -> None:
+    """Replace the plain linear layers of a model on the CPU.
 
     The plain weights are freed layer by layer, so that the model needs hardly more memory on the way.
+
+    Args:
+        model: to change.
+        native: whether to use compiled products where they can be had.
     """
     parameter = next(model.parameters())
-    if parameter.device.type != "cpu" or not _served(parameter.dtype):
+    if parameter.device.type != "cpu":
         return
-    small = sum(p.nbytes for p in model.parameters()) <= _KEEP_BYTES
-    keep = parameter.dtype == torch.float32 and small and _plain_rows_are_faster()
+    if native and products.served(parameter.dtype):
+        _replace_linears(model, parameter.dtype, lambda child: NativeLinear(child) if _fits(child) else None)
+        _replace_blocks(model)
+    elif _served(parameter.dtype):
+        small = sum(p.nbytes for p in model.parameters()) <= _KEEP_BYTES
+        keep = parameter.dtype == torch.float32 and small and _plain_rows_are_faster()
+        _replace_linears(
+            model,
+            parameter.dtype,
+            lambda child: PackedLinear(child, keep=keep) if child.weight.numel() >= _SMALLEST else None,
+        )
+
+
+def _replace_linears(
+    model: nn.Module, dtype: torch.dtype, replacement: Callable[[nn.Linear], nn.Module | None]
+) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # A subclass may do more than multiply, and its weight may be read elsewhere.
-            if type(child) is nn.Linear and child.weight.dtype == parameter.dtype and child.weight.numel() >= _SMALLEST:
-                setattr(parent, name, PackedLinear(child, keep=keep))
+            if type(child) is nn.Linear and child.weight.dtype == dtype and (packed := replacement(child)) is not None:
+                setattr(parent, name, packed)
+
+
+def _replace_blocks(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (block := gated(child)) is not None:
+                setattr(parent, name, block)
+
+
+def _fits(linear: nn.Linear) -> bool:
+    return products.fits(linear.weight)
 
 
 def _plain_rows_are_faster() -> bool:

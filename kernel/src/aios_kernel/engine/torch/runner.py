@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aios_kernel.engine.torch import attention
+from aios_kernel.engine.torch.compiled import CompiledForward
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.layout import Chunk, Layout
 from aios_kernel.engine.torch.packed import pack_linears
@@ -28,12 +28,13 @@ class ModelRunner:
     Args:
         model: a loaded `*ForCausalLM` in evaluation mode, on its device and in its dtype. Its attention
             implementation is switched to the paged one for good.
+        native: whether its linear layers may be multiplied by compiled code (`pack_linears`).
 
     Raises:
         Unsupported: the model keeps state outside its attention, or its attention needs what ours does not compute.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, native: bool = True) -> None:
         self.model = model.eval()
         self.config: Any = model.config.get_text_config()
         parameter = next(model.parameters())
@@ -43,9 +44,8 @@ class ModelRunner:
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
-        pack_linears(model)
-        self._compiled: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
-        self._warm = False
+        pack_linears(model, native=native)
+        self._compiled: CompiledForward | None = None
         self.shapes = self._probe()
 
     @property
@@ -86,18 +86,17 @@ class ModelRunner:
         Takes some seconds up to a minute, less when it was done before (the compiler keeps its work in a folder). A
         model that the compiler cannot take, or a machine without a C++ compiler, runs as before.
         """
-        self._compiled = torch.compile(self._logits, dynamic=True, fullgraph=True)
         started = time.monotonic()
+        recorder = _Recorder(self.dtype, self.device)
         try:
-            with torch.inference_mode():
-                # A single token makes a graph of its own. The compiler takes what is equal here for equal ever.
-                for tokens, rows in ((3, 2), (1, 1)):
-                    self._try(tokens, rows, _Recorder(self.dtype, self.device))
+            with torch.inference_mode(), attention.running((_alone(5, self.device), recorder), id(self)) as number:
+                ids, positions, rows = (torch.arange(n, device=self.device) for n in (5, 5, 3))
+                self._compiled = CompiledForward(
+                    self._logits, (ids[:1], positions[:1], rows[:1], number), (ids, positions, rows, number)
+                )
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; the model still runs without it
-            self._compiled = None
             _log.warning("%s runs uncompiled: %s", type(self.model).__name__, error)
         else:
-            self._warm = True
             _log.info("compiled %s in %.0f s", type(self.model).__name__, time.monotonic() - started)
 
     def _run_compiled(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward) -> Tensor:
@@ -105,10 +104,7 @@ class ModelRunner:
         assert self._compiled is not None
         least = min(2, len(ids))
         padded = torch.cat([rows, rows.new_zeros(least - len(rows))]) if len(rows) < least else rows
-        # The graphs are made, and nothing but the number of tokens decides between them: checking all else, as the
-        # compiler does before every call, takes a tenth of a step of one token.
-        trusting = torch.compiler.set_stance(skip_guard_eval_unsafe=self._warm)
-        with attention.running(forward, id(self)) as number, trusting:
+        with attention.running(forward, id(self)) as number:
             return self._compiled(ids, positions, padded, number)[: len(rows)]
 
     def _probe(self) -> list[LayerShape]:
@@ -116,7 +112,9 @@ class ModelRunner:
         recorder = _Recorder(self.dtype, self.device)
         try:
             with torch.inference_mode():
-                self._try(2, 1, recorder)
+                ids = torch.zeros(2, dtype=torch.long, device=self.device)
+                positions = torch.arange(2, device=self.device)
+                self.forward(ids, positions, _alone(2, self.device), recorder, positions[:1])
         except attention.UnsupportedAttention as error:
             raise _unsupported(self.model, str(error)) from error
         layers = int(self.config.num_hidden_layers)
@@ -124,12 +122,11 @@ class ModelRunner:
             raise _unsupported(self.model, f"only {len(recorder.seen)} of its {layers} layers use attention")
         return [recorder.seen[layer] for layer in range(layers)]
 
-    def _try(self, tokens: int, rows: int, memory: KvMemory) -> None:
-        """Run some tokens that attend to nothing but each other; ask for the logits of the first `rows`."""
-        ids = torch.zeros(tokens, dtype=torch.long, device=self.device)
-        positions = torch.arange(tokens, device=self.device)
-        layout = Layout(positions, [], [Chunk(0, tokens, 0, ids[:1])])
-        self.forward(ids, positions, layout, memory, torch.arange(rows, device=self.device))
+
+def _alone(tokens: int, device: torch.device) -> Layout:
+    """A layout of tokens that attend to nothing but each other."""
+    slots = torch.arange(tokens, device=device)
+    return Layout(slots, [], [Chunk(0, tokens, 0, slots[:1])])
 
 
 class _Recorder(KvMemory):

@@ -6,17 +6,11 @@
 //   keys:   [words of a key][16 tokens]                 a word is one number of a key (two neighbours in bfloat16)
 //   values: [words of 16 tokens][padded value size]     a word is one token's number (of two neighbours in bfloat16)
 // so that both products run over whole vectors of 16 words without a shuffle.
-#include <cstdint>
-#include <cstring>
 #include <vector>
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+
+#include "words.h"
 
 namespace {
-
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Words __attribute__((vector_size(64)));
 
 constexpr int BLOCK = 16;
 constexpr int TILE_BLOCKS = 8;
@@ -34,77 +28,6 @@ struct Call {
   int64_t rows, n_units, heads, kv_heads, key_dim, value_dim, window, threads;
   float scale, softcap;
 };
-
-float as_float(int32_t word) {
-  float number;
-  std::memcpy(&number, &word, 4);
-  return number;
-}
-
-int32_t as_word(float number) {
-  int32_t word;
-  std::memcpy(&word, &number, 4);
-  return word;
-}
-
-uint16_t to_bfloat16(float number) {
-  uint32_t bits = static_cast<uint32_t>(as_word(number));
-  if (number != number) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-struct Float32 {
-  using Number = float;
-  static constexpr int PER_WORD = 1;
-  static Floats multiply_add(Floats sum, Words a, int32_t b) { return sum + (Floats)a * as_float(b); }
-  static void store(Number *to, float number) { *to = number; }
-  static void pack(int32_t *to, const float *from, int count) { std::memcpy(to, from, sizeof(float) * count); }
-};
-
-struct BFloat16 {
-  using Number = uint16_t;
-  static constexpr int PER_WORD = 2;
-  static Floats multiply_add(Floats sum, Words a, int32_t b) {
-#if defined(__AVX512BF16__)
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)_mm512_set1_epi32(b));
-#else
-    const Floats low = (Floats)(a << 16), high = (Floats)(a & (int32_t)0xffff0000);
-    return sum + low * as_float((int32_t)((uint32_t)b << 16)) + high * as_float(b & (int32_t)0xffff0000);
-#endif
-  }
-  static void store(Number *to, float number) { *to = to_bfloat16(number); }
-  static void pack(int32_t *to, const float *from, int count) {
-#if defined(__AVX512BF16__)
-    for (int i = 0; i < count; i += 16)
-      _mm256_storeu_si256((__m256i *)((uint16_t *)to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
-#else
-    for (int i = 0; i < count; i++) ((uint16_t *)to)[i] = to_bfloat16(from[i]);
-#endif
-  }
-};
-
-Floats load(const float *from) {
-  Floats numbers;
-  std::memcpy(&numbers, from, sizeof numbers);
-  return numbers;
-}
-
-void save(float *to, Floats numbers) { std::memcpy(to, &numbers, sizeof numbers); }
-
-// e^x to about two units in the last place; 0 below -87. NaN stays NaN, so that broken logits are noticed.
-Floats exponential(Floats x) {
-  const Floats bounded = x < -87.0f ? Floats{} - 87.0f : (x > 88.0f ? Floats{} + 88.0f : x);
-  const Floats n = (bounded * 1.44269504f + 12582912.0f) - 12582912.0f;
-  const Floats r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  const Words power = (__builtin_convertvector(n, Words) + 127) << 23;
-  return x < -87.0f ? Floats{} : y * (Floats)power;
-}
 
 Floats turned(Floats x, int by) {
   const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

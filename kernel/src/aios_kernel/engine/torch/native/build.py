@@ -1,4 +1,4 @@
-"""Compiles the C++ source beside this file, once for each version of it and each kind of processor."""
+"""Compiles the C++ sources beside this file, once for each version of them and each kind of processor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("attention.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCES = ("attention.cpp", "linear.cpp")
+_HEADERS = ("words.h",)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _COMPILERS = ("g++", "clang++")
 _LIMIT_S = 120.0
@@ -25,14 +27,14 @@ OFF = "AIOS_NATIVE"
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled source, or None where it is switched off or cannot be compiled (the log says why)."""
+    """The compiled sources, or None where that is switched off or they cannot be compiled (the log says why)."""
     if os.environ.get(OFF) == "0":
         return None
     try:
         return ctypes.CDLL(str(_compiled(_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
-        _log.info("attention runs without compiled code: %s", detail)
+        _log.info("attention and linear layers run without compiled code: %s", detail)
         return None
 
 
@@ -41,14 +43,14 @@ def _compiled(folder: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"no C++ compiler ({', '.join(_COMPILERS)})")
-    source = _SOURCE.read_bytes()
-    name = hashlib.sha256(b"\0".join([source, compiler.encode(), " ".join(_FLAGS).encode(), _processor()])).hexdigest()
-    target = folder / f"attention-{name[:24]}.so"
+    texts = [(_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
+    name = hashlib.sha256(b"\0".join([*texts, compiler.encode(), " ".join(_FLAGS).encode(), _processor()])).hexdigest()
+    target = folder / f"aios-{name[:24]}.so"
     if not target.is_file():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as building:
             built = Path(building) / target.name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
+            command = [compiler, *_FLAGS, *(str(_FOLDER / name) for name in _SOURCES), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S)
             built.replace(target)
     return target
@@ -57,6 +59,16 @@ def _compiled(folder: Path) -> Path:
 def _folder() -> Path:
     """The user's own cache folder: nobody else may put a library there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aios" / "native"
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """What the processor says it can do (`avx512f`, ...); empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def _processor() -> bytes:
