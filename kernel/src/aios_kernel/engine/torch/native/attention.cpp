@@ -86,6 +86,9 @@ struct Attention {
 
   float *scores() const { return (float *)s.scores.data(); }
   float *sums() const { return (float *)s.sums.data(); }
+  int32_t *weight_row(int row) const {
+    return (T::PER_WORD > 1 ? s.weights.data() : (int32_t *)s.scores.data()) + (size_t)row * TILE;
+  }
   const int32_t *key_block(int64_t block, int64_t head) const {
     return call.keys + (block * call.kv_heads + head) * key_words * BLOCK;
   }
@@ -100,7 +103,11 @@ struct Attention {
     for (int word = 0; word < key_words; word++) {
       Words key[B];
 #pragma GCC unroll 8
-      for (int b = 0; b < B; b++) std::memcpy(&key[b], keys[b] + word * BLOCK, 64);
+      for (int b = 0; b < B; b++) {
+        std::memcpy(&key[b], keys[b] + word * BLOCK, 64);
+        // Few rows wait for memory: the same place of the next head is what comes next.
+        if (R <= 4) __builtin_prefetch(keys[b] + (word + key_words) * BLOCK, 0, 3);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -124,14 +131,17 @@ struct Attention {
   void weigh(int row, const int32_t *const *values, int blocks, int column) const {
     Floats sum[R][D];
     float *to = sums() + (size_t)row * width + column;
-    const int32_t *weights = s.weights.data() + row * TILE;
+    const int32_t *weights = weight_row(row);
     for (int r = 0; r < R; r++)
       for (int d = 0; d < D; d++) sum[r][d] = load(to + r * width + d * 16);
     for (int b = 0; b < blocks; b++)
       for (int word = 0; word < VALUE_WORDS; word++) {
         Words value[D];
 #pragma GCC unroll 8
-        for (int d = 0; d < D; d++) std::memcpy(&value[d], values[b] + word * width + column + d * 16, 64);
+        for (int d = 0; d < D; d++) {
+          std::memcpy(&value[d], values[b] + word * width + column + d * 16, 64);
+          if (R <= 2) __builtin_prefetch(values[b] + (word + VALUE_WORDS) * width + column + d * 16, 0, 3);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -181,7 +191,8 @@ struct Attention {
       s.totals[row] += x[b];
       save(row_scores + b * BLOCK, x[b]);
     }
-    T::pack(s.weights.data() + row * TILE, row_scores, blocks * BLOCK);
+    // In float32 the weights stay where the scores were.
+    if (T::PER_WORD > 1) T::pack(weight_row(row), row_scores, blocks * BLOCK);
   }
 
   // Rows `row` to `end` of every head of a task attend to the blocks `first` to `last` of a table. The heads take turns
@@ -258,18 +269,55 @@ struct Attention {
     for (int d = 0; d < call.value_dim; d++) T::store(out + d, from[d] * scale);
   }
 
+  // Write the keys and values of the rows `row` to `end` of a head to their slots, whole blocks at once where they fill.
+  void put_rows(int64_t row, int64_t end, int64_t head) const {
+    while (row < end) {
+      const int64_t slot = call.slots[row];
+      const bool fills = slot % BLOCK == 0 && row + BLOCK <= end && call.slots[row + BLOCK - 1] == slot + BLOCK - 1;
+      if (fills) put_block(row, head);
+      else put(row, head);
+      row += fills ? BLOCK : 1;
+    }
+  }
+
+  void put_block(int64_t row, int64_t head) const {
+    using Number = typename T::Number;
+    const int64_t block = call.slots[row] / BLOCK, whole = call.key_dim / T::PER_WORD / LANES * LANES;
+    const Number *key = (const Number *)call.key + head * call.key_head + row * call.key_row;
+    int32_t *keys = (int32_t *)key_block(block, head), *values = (int32_t *)value_block(block, head);
+    for (int64_t word = 0; word < whole; word += LANES) {
+      Words square[LANES];
+      for (int i = 0; i < BLOCK; i++) std::memcpy(&square[i], key + i * call.key_row + word * T::PER_WORD, sizeof *square);
+      transpose(square);
+      std::memcpy(keys + word * BLOCK, square, sizeof square);
+    }
+    for (int i = 0; i < BLOCK; i++) put_key(row + i, head, whole);
+    const Number *value = (const Number *)call.value + head * call.value_head + row * call.value_row;
+    for (int word = 0; word < VALUE_WORDS; word++) {
+      const Number *one = value + word * T::PER_WORD * call.value_row, *other = one + call.value_row;
+      if (T::PER_WORD == 1) std::memcpy(values + word * width, one, sizeof(Number) * call.value_dim);
+      else for (int64_t d = 0; d < call.value_dim; d++) values[word * width + d] = T::join(one[d], other[d]);
+    }
+  }
+
   // Write one token's key and value of a head to its slot.
   void put(int64_t row, int64_t head) const {
-    const int64_t block = call.slots[row] / BLOCK, lane = call.slots[row] % BLOCK;
-    const auto *key = (const typename T::Number *)call.key + head * call.key_head + row * call.key_row;
+    const int64_t lane = call.slots[row] % BLOCK;
+    put_key(row, head, 0);
     const auto *value = (const typename T::Number *)call.value + head * call.value_head + row * call.value_row;
-    auto *keys = (typename T::Number *)key_block(block, head), *values = (typename T::Number *)value_block(block, head);
-    const int64_t whole = call.key_dim / T::PER_WORD;
-    for (int64_t word = 0; word < whole; word++)
-      std::memcpy(keys + (word * BLOCK + lane) * T::PER_WORD, key + word * T::PER_WORD, 4);
-    if (whole < key_words) keys[(whole * BLOCK + lane) * T::PER_WORD] = key[call.key_dim - 1];
+    auto *values = (typename T::Number *)value_block(call.slots[row] / BLOCK, head);
     values += lane / T::PER_WORD * width * T::PER_WORD + lane % T::PER_WORD;
     for (int64_t d = 0; d < call.value_dim; d++) values[d * T::PER_WORD] = value[d];
+  }
+
+  // Write one token's key from a word on.
+  void put_key(int64_t row, int64_t head, int64_t word) const {
+    const int64_t lane = call.slots[row] % BLOCK, whole = call.key_dim / T::PER_WORD;
+    const auto *key = (const typename T::Number *)call.key + head * call.key_head + row * call.key_row;
+    auto *keys = (typename T::Number *)key_block(call.slots[row] / BLOCK, head);
+    for (; word < whole; word++)
+      std::memcpy(keys + (word * BLOCK + lane) * T::PER_WORD, key + word * T::PER_WORD, 4);
+    if (word < key_words) keys[(word * BLOCK + lane) * T::PER_WORD] = key[call.key_dim - 1];
   }
 };
 
@@ -295,13 +343,16 @@ std::vector<Task> tasks_of(const Call &call) {
 template <class T>
 void run(const Call &call) {
   const std::vector<Task> tasks = tasks_of(call);
-  const int64_t n_tasks = (int64_t)tasks.size(), n_puts = call.rows * call.kv_heads;
+  const int64_t n_tasks = (int64_t)tasks.size(), n_puts = call.threads * call.kv_heads;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
   {
     thread_local Scratch scratch;
     const Attention<T> attention(call, scratch);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < n_puts; i++) attention.put(i / call.kv_heads, i % call.kv_heads);
+    for (int64_t i = 0; i < n_puts; i++) {
+      const int64_t part = i / call.kv_heads;
+      attention.put_rows(call.rows * part / call.threads, call.rows * (part + 1) / call.threads, i % call.kv_heads);
+    }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < n_tasks; i++) attention.run(tasks[i]);
   }

@@ -35,23 +35,6 @@ Floats activated(Floats x, int64_t activation) {
   return x / (1.0f + exponential(x * (x * x * -0.0713548163f - 1.5957691216f)));
 }
 
-// Sixteen words of each of sixteen rows turned into the rows' words of each place.
-void transpose(Words (&rows)[LANES]) {
-  const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#pragma GCC unroll 4
-  for (int by = LANES / 2; by; by /= 2) {
-    const Words kept = (lanes & by) == 0, upper = lanes + (kept ? lanes - lanes : lanes - lanes + (LANES - by));
-    const Words lower = kept ? lanes + by : lanes + LANES;
-#pragma GCC unroll 16
-    for (int row = 0; row < LANES; row++) {
-      if (row & by) continue;
-      const Words one = rows[row], other = rows[row + by];
-      rows[row] = __builtin_shuffle(one, other, upper);
-      rows[row + by] = __builtin_shuffle(one, other, lower);
-    }
-  }
-}
-
 // Add to `sums` the products of a block of R rows and a panel; fetch `lines` cache lines from `next` on meanwhile.
 template <class T, int R>
 void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *sums, const char *next, int64_t lines) {

@@ -36,6 +36,7 @@ struct Float32 {
   static constexpr int PER_WORD = 1;
   static Floats multiply_add(Floats sum, Words a, int32_t b) { return sum + (Floats)a * as_float(b); }
   static void store(Number *to, float number) { *to = number; }
+  static int32_t join(Number one, Number) { return as_word(one); }
   static void pack(int32_t *to, const float *from, int count) { std::memcpy(to, from, sizeof(float) * count); }
 };
 
@@ -51,6 +52,7 @@ struct BFloat16 {
 #endif
   }
   static void store(Number *to, float number) { *to = to_bfloat16(number); }
+  static int32_t join(Number one, Number other) { return (int32_t)(one | (uint32_t)other << 16); }
   static void pack(int32_t *to, const float *from, int count) {
 #if defined(__AVX512BF16__)
     for (int i = 0; i < count; i += LANES)
@@ -82,6 +84,23 @@ inline Floats exponential(Floats x) {
   y = y * r * r + r + 1.0f;
   const Words power = (__builtin_convertvector(n, Words) + 127) << 23;
   return x < -87.0f ? Floats{} : y * (Floats)power;
+}
+
+// Sixteen words of each of sixteen rows turned into the rows' words of each place.
+inline void transpose(Words (&rows)[LANES]) {
+  const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#pragma GCC unroll 4
+  for (int by = LANES / 2; by; by /= 2) {
+    const Words kept = (lanes & by) == 0, upper = lanes + (kept ? lanes - lanes : lanes - lanes + (LANES - by));
+    const Words lower = kept ? lanes + by : lanes + LANES;
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES; row++) {
+      if (row & by) continue;
+      const Words one = rows[row], other = rows[row + by];
+      rows[row] = __builtin_shuffle(one, other, upper);
+      rows[row + by] = __builtin_shuffle(one, other, lower);
+    }
+  }
 }
 
 }  // namespace
