@@ -248,8 +248,25 @@ class Engine(Protocol[C, S]):
         """
         ...
 
-    def fork(self, context: C) -> C:
-        """A second context that shares all blocks, copy on write."""
+    def fork(
+        self,
+        context: C,
+        *,
+        at: int | None = None,
+        sampling: SamplingParams | None = None,
+        grammar: Grammar | None = None,
+    ) -> C:
+        """A second context that shares all blocks, copy on write.
+
+        Args:
+            context: stays as it is.
+            at: start anew behind its first `at` tokens, as if opened on them, their last one pending; what is computed
+                of the others is shared and counts as `cached`. None: all tokens, with the same sampling and grammar.
+            sampling: of a context that starts anew; None: the same.
+            grammar: of a context that starts anew.
+
+        Raises KvExhausted, or ValueError for a place behind the end.
+        """
         ...
 
     def snapshot(self, context: C) -> S:
@@ -313,7 +330,7 @@ class PrefixHolds(Protocol[CIn]):
     """
 
     def hold(self, context: CIn, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
-        """Keep the full blocks that a context has computed so far, also beyond its release.
+        """Keep the blocks that a context has computed so far, also beyond its release.
 
         Args:
             context: whose prefix is kept.
