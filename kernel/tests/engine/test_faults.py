@@ -131,6 +131,9 @@ class Refusing:
             raise RuntimeError("broken grammar")
         raise ValueError("it is not allowed here")
 
+    def accept_later(self, token: int) -> None:
+        self.accept(token)
+
     def finished(self) -> bool:
         return False
 

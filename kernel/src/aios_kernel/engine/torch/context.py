@@ -76,6 +76,12 @@ class TorchContext:
         return self.sampling.prompt_logprobs is not None and self.computed < self.prompt
 
     @property
+    def sampled_by_grammar(self) -> bool:
+        """Whether all that its grammar allows must be known, whatever the model's first choice is."""
+        sampling = self.sampling
+        return self.grammar is not None and bool(sampling.temperature or sampling.forced or sampling.margin)
+
+    @property
     def table(self) -> NDArray[np.int64]:
         """Block numbers in the order of the tokens, a view of shape [n_blocks]."""
         return self._table[: self.n_blocks]

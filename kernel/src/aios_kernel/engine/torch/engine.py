@@ -28,6 +28,7 @@ from aios_kernel.engine.torch.embedding import TextEmbedder
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.masks import Lookahead
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
 from aios_kernel.engine.torch.prefix import BLOCK, root_key, tail_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
@@ -87,6 +88,7 @@ class TorchEngine:
         self._pool = BlockPool(n_blocks)
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
+        self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
             step_control=True,
@@ -247,6 +249,7 @@ class TorchEngine:
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
         self._forget_copies()
         self._swapper.mover.close()
+        self._lookahead.close()
         del self._runner, self._embedder
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
@@ -275,12 +278,15 @@ class TorchEngine:
         if not works:
             return
         batch = pack(works, self._dense, self._runner.device)
-        logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
-        n = len(batch.emitting)
+        emitting = [work.context for work in batch.emitting]
+        self._lookahead.begin(emitting)
+        try:
+            logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
+        finally:
+            masks = self._lookahead.take()
+        n = len(emitting)
         if n:
-            for work, choice in zip(
-                batch.emitting, choose(logits[:n], [work.context for work in batch.emitting]), strict=True
-            ):
+            for work, choice in zip(batch.emitting, choose(logits[:n], emitting, masks), strict=True):
                 work.choice = choice
         if batch.scoring:
             score_prompts(logits[n:], batch.scoring)
