@@ -134,6 +134,19 @@ def contexts(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def grammar(
+    json: Json = False,
+    full: Full = False,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Contexts in a step; again for several.")] = None,
+) -> None:
+    """What grammars cost in a decode step of the 34 M model: where the model keeps to them, where it is corrected."""
+    from aios_evals import report
+    from aios_evals.grammar_cost import run
+
+    report.emit("grammar", run(batch or ([1, 8, 32, 128] if full else [32]), walks=12 if full else 4), json=json)
+
+
+@bench.command()
 def memory(
     json: Json = False,
     full: Full = False,

@@ -47,7 +47,7 @@ def ensure(folder: Path, runs: Sequence[Trajectory]) -> Path:
     target = folder / f"replay-34m-{digest}"
     if not (target / "model.safetensors").is_file():
         building = target.with_suffix(".part")
-        _write_tokenizer(building, corpus)
+        write_tokenizer(building, corpus)
         random_model().save_pretrained(building, safe_serialization=True)
         building.rename(target)
     return target
@@ -63,7 +63,8 @@ def _texts(runs: Sequence[Trajectory]) -> Iterable[str]:
                 yield from (call.result or "" for call in step.calls)
 
 
-def _write_tokenizer(folder: Path, corpus: Sequence[str]) -> None:
+def write_tokenizer(folder: Path, corpus: Sequence[str]) -> None:
+    """Train a tokenizer of at most `VOCABULARY` tokens, with the model's template, and save it to a folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -183,6 +183,29 @@ def test_fork_is_independent(make: Any, prompt: Any) -> None:
     assert finish(engine, twin, 20) == expected
 
 
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_fork_at_a_place_begins_anew_there(make: Any, prompt: Any, steps: int) -> None:
+    engine = make()
+    if not engine.capabilities.fork:
+        pytest.skip("no forks")
+    context = engine.open(prompt(37), sampling=GREEDY)
+    answer = finish(engine, context, steps)
+    twin = engine.fork(context, at=37, sampling=SamplingParams(forced=(5,)))
+    assert (twin.tokens, context.tokens[37:]) == (prompt(37), answer)
+    assert (twin.cached, twin.pending) == ((36, 1) if steps else (0, 37))
+    assert finish(engine, twin, 1) == [5]
+    expected = finish(engine, context, 20)
+    engine.release(context)
+    again = engine.fork(twin, at=37, sampling=GREEDY)
+    engine.release(twin)
+    assert finish(engine, again, 20 + steps) == [*answer, *expected]
+    for place in (0, 99):
+        with pytest.raises(ValueError, match="cannot be forked"):
+            engine.fork(again, at=place)
+    engine.release(again)
+    assert engine.kv_free() == engine.capabilities.kv_tokens
+
+
 def test_vectors_are_of_unit_length_and_in_order(make: Any, prompt: Any) -> None:
     engine = make()
     if not engine.capabilities.embed:

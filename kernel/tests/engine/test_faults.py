@@ -95,6 +95,25 @@ def test_bad_kv_never_reaches_the_prefix_cache_or_a_later_context(
         oracles("llama").check(good(prompt, 20, seed), answer)
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bad_kv_in_a_block_does_not_spoil_who_takes_its_beginning(
+    make_engine: Any, prompt: Any, native: bool, dtype: torch.dtype
+) -> None:
+    engine = make_engine(kv_tokens=512, dtype=dtype)
+    poison(engine)
+    bad = engine.open([*good(prompt, 21), BAD, *good(prompt, 80, 1)], sampling=GREEDY)
+    unseen = [engine.step([(bad, n_tokens)])[0] for n_tokens in (21, 30)]
+    assert [output.error for output in unseen] == [None, None]
+    alone = make_engine(kv_tokens=512, dtype=dtype)
+    tokens = [*good(prompt, 21), *good(prompt, 10, 2)]
+    (expected,) = alone.step([(alone.open(tokens, sampling=GREEDY), 100)])
+    fine = engine.open(tokens, sampling=GREEDY)
+    (output,) = engine.step([(fine, 100)])
+    assert (fine.cached, output.computed) == (21, 10)
+    assert (output.error, output.token) == (None, expected.token)
+
+
 class Refusing:
     """A grammar that fails in one of its ways."""
 
@@ -111,6 +130,9 @@ class Refusing:
         if self.way == "breaks":
             raise RuntimeError("broken grammar")
         raise ValueError("it is not allowed here")
+
+    def accept_later(self, token: int) -> None:
+        self.accept(token)
 
     def finished(self) -> bool:
         return False

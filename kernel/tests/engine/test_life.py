@@ -109,6 +109,18 @@ class Life(RuleBasedStateMachine):
         self.live.append(self.engine.open(tokens, sampling=SamplingParams(top_logprobs=0), salt=salt))
 
     @precondition(lambda self: self.live)
+    @rule(seed=SEEDS, tokens=st.lists(st.integers(0, VOCAB - 1), max_size=20), ended=st.booleans())
+    def open_the_next_turn(self, seed: int, tokens: list[int], ended: bool) -> None:
+        """A prompt that goes on behind some of what another has said, often within a block."""
+        chooser = random.Random(seed)
+        context = chooser.choice(self.live)
+        prompt = [*context.tokens[: chooser.randint(1, len(context.tokens))], *tokens][:LONGEST]
+        if ended or len(self.live) >= MOST:
+            self.live.remove(context)
+            self.engine.release(context)
+        self.live.append(self.engine.open(prompt, sampling=SamplingParams(top_logprobs=0)))
+
+    @precondition(lambda self: self.live)
     @rule(seed=SEEDS, rounds=st.integers(1, 4))
     def step_some(self, seed: int, rounds: int) -> None:
         chooser = random.Random(seed)
@@ -162,6 +174,14 @@ class Life(RuleBasedStateMachine):
             twin = self.engine.fork(random.Random(seed).choice(self.live))
             self.engine.append(twin, tokens)
             self.live.append(twin)
+
+    @precondition(lambda self: self.live)
+    @rule(seed=SEEDS)
+    def fork_behind_a_beginning(self, seed: int) -> None:
+        chooser = random.Random(seed)
+        if len(self.live) < MOST:
+            context = chooser.choice(self.live)
+            self.live.append(self.engine.fork(context, at=chooser.randint(1, len(context.tokens))))
 
     @precondition(lambda self: self.live and len(self.stored) < 3)
     @rule(seed=SEEDS, disk=st.booleans())

@@ -86,7 +86,7 @@ def test_a_call_that_ended_well_is_parked_until_its_programs_next_one(scene: Sce
     second = scene.life.ask("p", "and about stones")
     scene.life.hear("p", second)
     arrived = next(view.tasks[0] for view in scene.policy.views if view.tasks)
-    assert arrived.length - arrived.pending == parked.length // 16 * 16
+    assert arrived.length - arrived.pending == parked.length
     assert second.cached == arrived.length - arrived.pending
     assert [row.length > parked.length for row in scene.parked] == [True]
 
@@ -105,7 +105,7 @@ def test_what_is_stowed_takes_no_pool_and_comes_back(scene: Scene) -> None:
     computed = scene.life.dispatcher.tokens_computed
     second = scene.life.ask("p", "and about stones")
     scene.life.hear("p", second)
-    assert second.cached == before.length // 16 * 16
+    assert second.cached == before.length
     assert scene.life.dispatcher.tokens_computed - computed == second.computed
 
 
@@ -119,7 +119,7 @@ def test_a_stowed_context_whose_blocks_are_gone_saves_the_prefill(scene: Scene) 
     scene.life.settle()
     second = scene.life.ask("p", "and about stones")
     scene.life.hear("p", second)
-    assert second.cached == before.length // 16 * 16
+    assert second.cached == before.length
 
 
 def test_through_the_disk(make_life: Any, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_through_the_disk(make_life: Any, tmp_path: Path) -> None:
     assert tiers.disk_bytes == 0
     second = life.ask("p", "and about stones")
     life.hear("p", second)
-    assert second.cached == before.length // 16 * 16
+    assert second.cached == before.length
     life.close()
 
 
@@ -168,7 +168,7 @@ def test_dropped_contexts_stay_in_the_prefix_cache(scene: Scene) -> None:
     assert scene.free == 1024
     second = scene.life.ask("p", "and about stones")
     scene.life.hear("p", second)
-    assert second.cached == before.length // 16 * 16
+    assert second.cached == before.length
 
 
 def test_several_answers_leave_one_context(scene: Scene) -> None:
@@ -190,7 +190,7 @@ def test_a_prompt_that_goes_elsewhere_shares_what_is_common(scene: Scene) -> Non
     other = scene.life.ask("p", "something else")
     scene.life.hear("p", other)
     arrived = next(view.tasks[0] for view in scene.policy.views if view.tasks)
-    assert arrived.length - arrived.pending == other.cached < parked.length // 16 * 16
+    assert arrived.length - arrived.pending == other.cached < parked.length
 
 
 def test_a_program_that_ends_leaves_nothing_parked(scene: Scene) -> None:

@@ -168,6 +168,14 @@ async def test_responses(client: AsyncOpenAI) -> None:
     assert [event.type for event in streamed if "delta" not in event.type][-1] == "response.completed"
 
 
+async def test_responses_that_are_held_to_a_choice(client: AsyncOpenAI) -> None:
+    held = {"structured_outputs": {"choice": ["yes", "no"]}}
+    response = await client.responses.create(model="m", input="anything", extra_body=held)
+    assert response.output_text == "yes"
+    with pytest.raises(openai.BadRequestError, match="Chat Completions"):
+        await client.responses.create(model="m", input="x", extra_body={"n": 2})
+
+
 async def test_embeddings(client: AsyncOpenAI) -> None:
     as_floats = await client.embeddings.create(model="e", input=["a", "b"], encoding_format="float")
     as_base64 = await client.embeddings.create(model="e", input=["a", "b"])

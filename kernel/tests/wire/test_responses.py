@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -220,3 +221,41 @@ def test_an_error_in_the_middle_fails_the_response() -> None:
     assert told[-2]["type"] == "response.failed"
     assert told[-2]["response"]["error"]["code"] == "rate_limit_exceeded"
     assert "fix: wait" in told[-1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, {"regex": "a+"}),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, {"choice": ["a", "b"]}),
+        ({"structured_outputs": {"json": {"type": "null"}}}, {"schema": {"type": "null"}}),
+        ({"guided_regex": "a+"}, {"regex": "a+"}),
+        ({"text": {"format": {"type": "json_object"}}}, {"schema": {}}),
+    ],
+)
+def test_structures_are_spelled_as_in_chat_completions(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    call = read_responses_request({"model": "m", "input": "x", "n": 1, **fields}).call
+    found = {"schema": call.schema, "regex": call.regex, "choice": call.choice}
+    assert found == {"schema": None, "regex": None, "choice": [], **expected}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"n": 2}, Unsupported, "Chat Completions"),
+        ({"text": {"format": {"type": "grammar"}}}, Unsupported, "grammar"),
+        ({"structured_outputs": {"grammar": "root ::= x"}}, Unsupported, r"structured_outputs\.grammar"),
+        ({"tools": [{"type": "custom", "name": "x"}]}, Unsupported, "custom"),
+        (
+            {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
+            InvalidRequest,
+            "several structures",
+        ),
+    ],
+)
+def test_what_a_response_cannot_be_held_to_is_refused_by_name(
+    fields: dict[str, Any], error: type[AiosError], says: str
+) -> None:
+    with pytest.raises(error) as refusal:
+        read_responses_request({"model": "m", "input": "x", **fields})
+    assert re.search(says, f"{refusal.value.message} {refusal.value.fix}")

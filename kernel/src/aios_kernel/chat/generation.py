@@ -86,6 +86,8 @@ class Generation:
     arrived_s: float
     index: int = 0
     """Which of several answers to one prompt."""
+    first: Generation | None = None
+    """The first of these; None: this is it."""
     generated: int = 0
     computed: int = 0
     """Tokens that went through the model for it."""

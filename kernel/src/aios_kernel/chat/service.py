@@ -87,7 +87,7 @@ class ChatService:
     def prepare_all(
         self, next_id: Callable[[], int], call: LlmChat | Fitted, program: Program, deadline_s: float | None = None
     ) -> list[Generation]:
-        """Resolve a call that wants `sampling.n` answers; they share the prompt's KV through the prefix cache."""
+        """Resolve a call that wants `sampling.n` answers; the others are forked from the first."""
         first = self.prepare(next_id(), call, program, deadline_s)
         call = call.call if isinstance(call, Fitted) else call
         return [first, *(self._another(next_id(), first, call, index) for index in range(1, call.sampling.n))]
@@ -100,7 +100,7 @@ class ChatService:
         grammar = first.order.grammar.fork() if first.order.grammar is not None else None
         order = dataclasses.replace(first.order, sampling=sampling, grammar=grammar)
         codec = self._model.codec
-        return Generation(number, order, codec, codec.stream(call), first.arrived_s, index=index)
+        return Generation(number, order, codec, codec.stream(call), first.arrived_s, index=index, first=first)
 
     def _check_model(self, asked: str | None) -> None:
         if asked is None or asked == self._model.name or not self._strict:

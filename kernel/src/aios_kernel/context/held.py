@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aios_kernel.chat.generation import Generation
 from aios_kernel.context.place import Place
@@ -16,10 +16,15 @@ class Held(Place):
     Attributes:
         generation: the answer in the making.
         compared: the parked context that its prompt was compared with, and how many tokens of it are of use.
+        kin: all answers to its prompt that were open together, itself among them.
     """
 
     generation: Generation
     compared: tuple[Place, int] | None = None
+    kin: list[Held] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kin = [self]
 
     @property
     def total(self) -> int:

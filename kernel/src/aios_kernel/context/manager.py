@@ -51,10 +51,20 @@ class ContextManager:
         """Whether a context can be swapped out now."""
         return self._engine.capabilities.snapshot and self.tiers.has_room
 
+    @property
+    def can_fork(self) -> bool:
+        """Whether further answers to a prompt are forked from the first."""
+        return self._engine.capabilities.fork
+
     def admit(self, held: Held) -> bool:
-        """Give a queued generation a context; its cached prefix is attached."""
+        """Give a queued generation a context: a fork of another answer to its prompt, or its cached prefix."""
         order = held.generation.order
-        context = self.parking.open(order, lambda: self._open(order))
+        other = self._other(held)
+        if other is not None:
+            place = len(order.prompt)
+            context = self._engine.fork(other, at=place, sampling=order.sampling, grammar=order.grammar)
+        else:
+            context = self.parking.open(order, lambda: self._open(order))
         held.context = context
         held.generation.cached = context.cached
         if held.generation.index == 0:  # once for all answers to one prompt
@@ -62,6 +72,13 @@ class ContextManager:
             held.generation.diverged = diverged
             self.tokens_diverged += diverged
         return True
+
+    def _other(self, held: Held) -> Context | None:
+        """The context of another answer to the same prompt that is in the pool."""
+        if held.generation.order.sampling.prompt_logprobs is not None or not self.can_fork:
+            return None  # as for a context that takes nothing from the cache
+        contexts = [kin.context for kin in held.kin if kin.context is not None]
+        return max(contexts, key=lambda context: context.computed, default=None)
 
     def _open(self, order: Order) -> Context:
         return self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
@@ -94,8 +111,14 @@ class ContextManager:
         self.parking.settle()
 
     def pending(self, held: Held) -> int:
-        """Tokens of a generation without KV, less what it will find parked in the pool."""
-        return held.pending - (self.parking.reusable(held) if held.residency is Residency.QUEUED else 0)
+        """Tokens of a generation without KV, less what it will find in the pool: parked, or of another answer."""
+        return held.pending - (self._waiting_for(held) if held.residency is Residency.QUEUED else 0)
+
+    def _waiting_for(self, held: Held) -> int:
+        other = self._other(held) if self._engine.capabilities.holds else None  # else a fork is a copy
+        if other is None:
+            return self.parking.reusable(held)
+        return min(other.computed, len(held.generation.order.prompt) - 1)
 
     def drop(self, held: Held) -> None:
         """Free whatever the generation holds; what it computed is parked, or stays in the prefix cache."""

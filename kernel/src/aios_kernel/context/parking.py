@@ -176,7 +176,7 @@ class Parking:
             self.fetch(program)
 
     def reusable(self, held: Held) -> int:
-        """Tokens of a queued generation's prompt that its program's parked context has in the pool, in full blocks."""
+        """Tokens of a queued generation's prompt that its program's parked context has in the pool."""
         order = held.generation.order
         parked = self._parked.get(order.program)
         if parked is None or parked.context is None or not self._engine.capabilities.holds:
@@ -197,9 +197,7 @@ class Parking:
     def _common(self, context: Context, order: Order) -> int:
         if order.sampling.prompt_logprobs is not None:
             return 0  # such a context takes nothing from the cache
-        size = self._engine.capabilities.block_size
-        common = common_length(context.tokens[: context.computed], order.prompt)
-        return min(common, len(order.prompt) - 1) // size * size
+        return min(common_length(context.tokens[: context.computed], order.prompt), len(order.prompt) - 1)
 
     def _has_room(self, tokens: int) -> bool:
         return self._engine.capabilities.snapshot and self._tiers.has_room and tokens <= self._tiers.room_tokens

@@ -282,13 +282,20 @@ class FakeEngine:
             time.sleep(self._step_s + self._token_s * sum(min(tokens, context.pending) for context, tokens in plan))
         return [self._advance(context, min(tokens, context.pending)) for context, tokens in plan]
 
-    def fork(self, context: FakeContext) -> FakeContext:
+    def fork(
+        self,
+        context: FakeContext,
+        *,
+        at: int | None = None,
+        sampling: SamplingParams | None = None,
+        grammar: Grammar | None = None,
+    ) -> FakeContext:
         """An independent copy; blocks are not shared."""
-        if self._blocks(context.computed) > self.kv_free():
+        if at is not None and not 0 < at <= len(context.tokens):
+            raise ValueError(f"a context of {len(context.tokens)} tokens cannot be forked at {at}")
+        copy = _twin(context) if at is None else self._beginning(context, at, sampling or context.sampling)
+        if self._blocks(copy.computed) > self.kv_free():
             raise KvExhausted
-        copy = FakeContext(
-            [*context.tokens], context.cached, context.sampling, context.reply, context.computed, context.emitted
-        )
         self._adopt(copy)
         return copy
 
@@ -328,6 +335,10 @@ class FakeEngine:
         self._live.clear()
         self._used = 0
 
+    def _beginning(self, context: FakeContext, at: int, sampling: SamplingParams) -> FakeContext:
+        computed = min(context.computed, at - 1)
+        return FakeContext(context.tokens[:at], computed, sampling, self._reply(context.tokens[at - 1]), computed)
+
     def _adopt(self, context: FakeContext) -> None:
         self._live[id(context)] = context
         self._used += self._blocks(context.computed)
@@ -362,6 +373,12 @@ class FakeEngine:
             for part in parts
             for token in ([self._vocabulary.id_of(part)] if part.startswith("\x1f") else self._vocabulary.encode(part))
         ]
+
+
+def _twin(context: FakeContext) -> FakeContext:
+    return FakeContext(
+        [*context.tokens], context.cached, context.sampling, context.reply, context.computed, context.emitted
+    )
 
 
 def _counted(tokens: Sequence[int]) -> list[list[float]]:

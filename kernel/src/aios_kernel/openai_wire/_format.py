@@ -21,13 +21,13 @@ class Structure:
     choice: list[str] = field(default_factory=list[str])
 
 
-def read_structure(fields: Reader) -> Structure:
-    """The structure that a Chat Completions request asks for.
+def read_structure(fields: Reader, form: Reader | None, *, flat: bool = False) -> Structure:
+    """The structure that a request asks for.
 
-    OpenAI's `response_format`, or vLLM's `structured_outputs`, or the older `guided_json`, `guided_regex` and
+    OpenAI's own `form` (`read_format`), or vLLM's `structured_outputs`, or the older `guided_json`, `guided_regex` and
     `guided_choice`.
     """
-    asked = [Structure(schema=schema)] if (schema := read_format(fields.child("response_format"))) is not None else []
+    asked = [Structure(schema=schema)] if (schema := read_format(form, flat=flat)) is not None else []
     inner = fields.child("structured_outputs")
     if inner is not None:
         asked += _read_constraints(inner, "")

@@ -44,7 +44,7 @@ def read_chat_request(body: Mapping[str, Any]) -> ChatRequest:
     model = fields.text("model")
     messages = read_messages(fields.items("messages"))
     tools = read_tools(fields.items("tools"))
-    structure = read_structure(fields)
+    structure = read_structure(fields, fields.child("response_format"))
     parallel = fields.flag("parallel_tool_calls")
     call = LlmChat(
         messages=messages,

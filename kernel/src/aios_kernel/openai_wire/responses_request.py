@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios_kernel.errors import InvalidRequest
-from aios_kernel.openai_wire._format import read_format
+from aios_kernel.openai_wire._format import Structure, read_structure
 from aios_kernel.openai_wire._items import read_input
 from aios_kernel.openai_wire._reader import Reader, refused
 from aios_kernel.openai_wire._sampling import read_sampling
@@ -50,12 +50,15 @@ def read_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
     model, instructions = fields.text("model"), fields.text("instructions")
     tools = read_tools(fields.items("tools"), flat=True)
     parallel = fields.flag("parallel_tool_calls")
+    structure = _structure(fields)
     call = LlmChat(
         messages=read_input(fields, instructions),
         tools=tools,
         tool_choice=read_tool_choice(fields.value("tool_choice"), tools, flat=True),
         parallel_tool_calls=True if parallel is None else parallel,
-        schema=_schema(fields.child("text")),
+        schema=structure.schema,
+        regex=structure.regex,
+        choice=structure.choice,
         sampling=read_sampling(
             fields, max_tokens=fields.integer("max_output_tokens", 1), logprobs=_logprobs(fields, body)
         ),
@@ -74,16 +77,18 @@ def _refuse_state(fields: Reader) -> None:
     """Nothing is kept between requests: refuse what would build on an earlier one, or run on without the client."""
     if fields.value("previous_response_id") is not None:
         raise refused("previous_response_id", fix="send the earlier items in `input`: no response is kept here")
+    if fields.value("n") not in (None, 1):
+        raise refused("n", fix="ask for several answers by Chat Completions; a response is one")
     fields.neutral("background", False)
     fields.neutral("truncation", "disabled")
 
 
-def _schema(text: Reader | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    schema = read_format(text.child("format"), flat=True)
-    text.end({"verbosity"})
-    return schema
+def _structure(fields: Reader) -> Structure:
+    text = fields.child("text")
+    structure = read_structure(fields, text.child("format") if text is not None else None, flat=True)
+    if text is not None:
+        text.end({"verbosity"})
+    return structure
 
 
 def _logprobs(fields: Reader, body: Mapping[str, Any]) -> bool:

@@ -48,6 +48,12 @@ class Board:
             self._placed.add(number)
             self._unqueue(held, number)
 
+    def review(self, group: Sequence[Held]) -> None:
+        """Something has changed that queued ones of these calls may have counted on."""
+        for held in group:
+            if held.generation.id in self._rows and held.residency is Residency.QUEUED:
+                self._refreshed(held.generation.id)
+
     def look(self) -> tuple[list[Task], list[Task], dict[int, Task]]:
         """All rows, those with KV (both in order of arrival), and all by id."""
         self._compare_with_parked()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
 from aios_kernel.context.manager import ContextManager, Held
+from aios_kernel.scheduler.answers import Answers
 from aios_kernel.scheduler.board import Board
 from aios_kernel.scheduler.protocol import Arrived, Event, Finished, Policy, Residency
 from aios_kernel.syscalls import LlmDelta
@@ -44,21 +45,29 @@ class Roster:
         self.held: dict[int, Held] = {}
         self.updates: list[Update] = []
         self.board = Board(contexts)
+        self._answers = Answers(forks=contexts.can_fork)
         self._contexts = contexts
         self._park()
 
     def arrive(self, generation: Generation) -> None:
-        """Take a generation in."""
+        """Take a generation in; a further answer to a prompt is announced when the first one has computed it."""
         held = self.held[generation.id] = Held(generation)
-        self.board.add(held)
-        self._announce(held)
+        first = self.held.get(generation.first.id) if generation.first is not None else None
+        if first is None or not self._answers.join(held, first):
+            self._enter(held)
+
+    def prompt_computed(self, held: Held) -> None:
+        """A generation has emitted: further answers to its prompt, if they have waited for that, can be forked."""
+        for other in self._answers.wake(held):
+            self._enter(other)
 
     def change_policy(self, policy: Policy) -> None:
         """Let another policy decide from now on; it hears of the open generations."""
         self.policy = policy
         self._park()
         for held in [*self.held.values()]:
-            self._announce(held)
+            if not self._answers.waits(held):
+                self._announce(held)
 
     def tell(self, event: Event) -> bool:
         """Show the policy an event; False when it raised."""
@@ -76,12 +85,17 @@ class Roster:
     def end(self, held: Held) -> None:
         """Let go of a generation that has ended, and of its context."""
         del self.held[held.generation.id]
+        if self._answers.waits(held):  # no policy has heard of it
+            self._answers.leave(held)
+            return
         self.board.remove(held.generation.id)
         try:
             self._contexts.drop(held)
         except Exception:  # noqa: BLE001 - the answer stands even if the engine cannot free its context
             _log.exception("a context could not be released")
         self.tell(Finished(held.generation.id, held.generation.order.program))
+        self.prompt_computed(held)
+        self.board.review(held.kin)
 
     def fail(self, group: Iterable[Held], error: errors.AiosError) -> None:
         """End generations with an error; those that have ended are left alone."""
@@ -98,6 +112,10 @@ class Roster:
     def residents(self) -> list[Held]:
         """Those whose context is in the pool."""
         return [held for held in self.held.values() if held.residency is Residency.RESIDENT]
+
+    def _enter(self, held: Held) -> None:
+        self.board.add(held)
+        self._announce(held)
 
     def _park(self) -> None:
         self._contexts.parking.switch(on=getattr(self.policy, "parks", False))

@@ -149,6 +149,7 @@ class Stepper:
             error = output.failure or errors.EngineError(output.error, fix="aios doctor")
             self._roster.fail([held], error)
         elif emitted:
+            self._roster.prompt_computed(held)
             self._show(held, output)
 
     def _show(self, held: Held, output: StepOutput) -> None:

@@ -108,7 +108,14 @@ class OpenAIEngine:
             self._news.wait(_WAIT_S)
         return [_output(context) for context, _ in plan]
 
-    def fork(self, context: RemoteContext) -> RemoteContext:
+    def fork(
+        self,
+        context: RemoteContext,
+        *,
+        at: int | None = None,
+        sampling: SamplingParams | None = None,
+        grammar: Grammar | None = None,
+    ) -> RemoteContext:
         """Not offered."""
         self._lacks("forks")
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_kernel.engine.protocol import KvExhausted
+from aios_kernel.engine.torch.beginnings import Beginnings
 from aios_kernel.engine.torch.eviction import NEVER, IdleBlocks
 from aios_kernel.engine.torch.holds import Hold, HoldBook
 from aios_kernel.engine.torch.prefix import BLOCK
@@ -23,8 +24,8 @@ class BlockPool:
     """Reference counts and the prefix cache of `n_blocks` KV blocks; it holds no tensors.
 
     A block without a reference is either free, or *idle*: published under a content key and kept until its memory is
-    needed (`eviction` has the order). A block's generation grows with every allocation, so that (block, generation)
-    names one content for ever.
+    needed (`eviction` has the order). A published block is full, or a *tail* that grows while its context does. A
+    block's generation grows with every allocation, so that (block, generation) names one content for ever.
 
     Args:
         n_blocks: the padding block included.
@@ -40,6 +41,7 @@ class BlockPool:
         self._generations = [0] * n_blocks
         self._keys: list[bytes | None] = [None] * n_blocks
         self._published: dict[bytes, int] = {}
+        self._beginnings = Beginnings()
         self._idle = IdleBlocks()
         self._holds = HoldBook()
         self._pins: set[Hold] = set()
@@ -107,7 +109,7 @@ class BlockPool:
                 clear.append(block)
             if self._keys[block] is not None:
                 self._lay_idle(block)
-            elif block in self._copying and not self._copying[block].done():
+            elif not self._is_copied(block):
                 self._free.appendleft(block)  # the last to be taken
             else:
                 self._free.append(block)
@@ -129,11 +131,55 @@ class BlockPool:
         """The block published under a content key."""
         return self._published.get(key)
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Make a held, full block findable; the first block of a content stays the one that is found."""
-        if key not in self._published and self._keys[block] is None and block not in self._suspect:
-            self._published[key] = block
-            self._keys[block] = key
+    def begins_like(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int]:
+        """The published block behind `parent` that begins most like `tokens`, and how far; see `Beginnings.longest`."""
+        return self._beginnings.longest(parent, tokens)
+
+    def publish(self, block: int, key: bytes, parent: bytes = b"", tokens: Sequence[int] = ()) -> None:
+        """Make a held block findable; the first block of a content stays the one that is found.
+
+        Args:
+            block: it may have been published as a shorter tail; of a longer content it stays.
+            key: of its content.
+            parent: key of what stands in front of it.
+            tokens: its content, for whoever can use a part of it; may be left out.
+        """
+        if key in self._published or block in self._suspect or self.holds_more(block, len(tokens)):
+            return
+        self._unpublish(block)
+        self._published[key] = block
+        self._keys[block] = key
+        if tokens:
+            self._beginnings.add(block, parent, tokens)
+
+    def adopt(self, block: int, length: int) -> bool:
+        """Take a block for one's own that is idle and holds no more than the first `length` tokens of its content.
+
+        False when it is used, holds more, or is being read: then it is to be copied.
+        """
+        if block not in self._idle or self._beginnings.length(block) > length or not self._is_copied(block):
+            return False
+        self.retain(block)
+        self._generations[block] += 1  # what follows is its new owner's
+        return True
+
+    def is_shared(self, block: int) -> bool:
+        """Whether more than one context holds a block, so that none may write to it."""
+        return self._references[block] > 1
+
+    def holds_more(self, block: int, length: int) -> bool:
+        """Whether a block is known to hold more than `length` tokens, which writing behind them would destroy."""
+        return self._beginnings.length(block) > length
+
+    def is_tail(self, block: int) -> bool:
+        """Whether a block is known to be filled in part."""
+        return 0 < self._beginnings.length(block) < BLOCK
+
+    def withdraw(self, block: int) -> None:
+        """Let a held block be found no longer, because its content is about to change or is not whole."""
+        if self._keys[block] is not None:
+            self._unpublish(block)
+            self._generations[block] += 1
 
     def forget(self, block: int) -> None:
         """Take a held block out of the prefix cache for good, because its content is not to be trusted."""
@@ -145,7 +191,9 @@ class BlockPool:
         """Note that the content of blocks is being read until `done`; they are not handed out before."""
         self._copying.update(dict.fromkeys(blocks, done))
 
-    def hold(self, blocks: Sequence[int], *, priority: int, ttl_s: float | None, pinned: bool) -> Hold:
+    def hold(
+        self, blocks: Sequence[int], *, priority: int, ttl_s: float | None, pinned: bool, n_tokens: int | None = None
+    ) -> Hold:
         """Keep the published blocks of a prefix, from its first one on, in the cache once nobody uses them.
 
         Args:
@@ -153,13 +201,14 @@ class BlockPool:
             priority: blocks of lower priority are evicted before; unheld ones have 0.
             ttl_s: seconds after which nobody wants them any longer; None: until `drop`.
             pinned: also take a reference, so that they count as used; for this a hold does not expire by itself.
+            n_tokens: what they hold of the prefix; None: all are full.
         """
         hold = Hold(
             blocks=tuple((block, self._generations[block]) for block in blocks),
             priority=priority,
             expires_s=NEVER if ttl_s is None or pinned else self._clock() + ttl_s,
             pinned=pinned,
-            n_tokens=len(blocks) * BLOCK,
+            n_tokens=len(blocks) * BLOCK if n_tokens is None else n_tokens,
         )
         self._holds.add(hold)
         for block in reversed(blocks):
@@ -190,6 +239,9 @@ class BlockPool:
         assert standing is not None  # the expired holds are gone
         self._idle.add(block, standing)
 
+    def _is_copied(self, block: int) -> bool:
+        return block not in self._copying or self._copying[block].done()
+
     def _await_copy(self, block: int) -> None:
         done = self._copying.pop(block, None)
         if done is not None:
@@ -200,3 +252,4 @@ class BlockPool:
         if key is not None:
             del self._published[key]
             self._keys[block] = None
+            self._beginnings.remove(block)

@@ -76,6 +76,12 @@ class TorchContext:
         return self.sampling.prompt_logprobs is not None and self.computed < self.prompt
 
     @property
+    def sampled_by_grammar(self) -> bool:
+        """Whether all that its grammar allows must be known, whatever the model's first choice is."""
+        sampling = self.sampling
+        return self.grammar is not None and bool(sampling.temperature or sampling.forced or sampling.margin)
+
+    @property
     def table(self) -> NDArray[np.int64]:
         """Block numbers in the order of the tokens, a view of shape [n_blocks]."""
         return self._table[: self.n_blocks]
@@ -101,6 +107,27 @@ class TorchContext:
     def extend_keys(self) -> None:
         """Compute the content keys of blocks that the tokens have filled since."""
         extend_keys(self.keys, self.root, self.tokens)
+
+    def key_before(self, index: int) -> bytes:
+        """Content key of the tokens in front of the token at `index`, the first of a block."""
+        self.extend_keys()
+        return self.keys[index // BLOCK - 1] if index else self.root
+
+    def skip(self, n_tokens: int) -> None:
+        """Count tokens as computed whose KV was found."""
+        start, self.computed = self.computed, self.computed + n_tokens
+        self.cached += max(0, min(self.computed, self.prompt) - start)
+
+    def beginning(self, n_tokens: int) -> TorchContext:
+        """A context of the first `n_tokens` tokens alone, all but the last computed as far as they are here."""
+        part = TorchContext(self.tokens[:n_tokens], sampling=self.sampling, root=self.root)
+        part.computed = part.cached = min(self.computed, n_tokens - 1)
+        for block in self._table[: -(-part.computed // BLOCK)].tolist():
+            part.push_block(block)
+        part.keys = self.keys[: n_tokens // BLOCK]
+        part.published = min(self.published, part.computed // BLOCK)
+        part.poisoned = self.poisoned
+        return part
 
     def twin(self) -> TorchContext:
         """A context in the same state; the caller takes the references on the shared blocks."""

@@ -28,8 +28,9 @@ from aios_kernel.engine.torch.embedding import TextEmbedder
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.masks import Lookahead
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
-from aios_kernel.engine.torch.prefix import BLOCK, root_key
+from aios_kernel.engine.torch.prefix import BLOCK, root_key, tail_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
 from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed, cached_length
 from aios_kernel.engine.torch.runner import ModelRunner
@@ -87,6 +88,7 @@ class TorchEngine:
         self._pool = BlockPool(n_blocks)
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
+        self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
             step_control=True,
@@ -152,11 +154,24 @@ class TorchEngine:
                 return [_failed(entries[0][0], error)]
             return [self._run_alone(context, n_tokens) for context, n_tokens in entries]
 
-    def fork(self, context: Context) -> Context:
-        """See `Engine.fork`. The twin has the sampler's state too: it differs once other tokens are appended."""
+    def fork(
+        self,
+        context: Context,
+        *,
+        at: int | None = None,
+        sampling: SamplingParams | None = None,
+        grammar: Grammar | None = None,
+    ) -> Context:
+        """See `Engine.fork`. A whole twin has the sampler's state too: it differs once other tokens are appended."""
         original = self._arrived(self._own(context))
-        twin = original.twin()
-        self._pool.share(original.table)
+        if at is None:
+            twin = original.twin()
+        elif 0 < at <= len(original.tokens):
+            twin = original.beginning(at)
+            twin.sampling, twin.grammar = sampling or original.sampling, grammar
+        else:
+            raise ValueError(f"a context of {len(original.tokens)} tokens cannot be forked at {at}")
+        self._pool.share(twin.table)
         return twin
 
     def snapshot(self, context: Context) -> Snapshot:
@@ -182,10 +197,12 @@ class TorchEngine:
     def hold(self, context: Context, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
         """See `PrefixHolds.hold`."""
         own = self._arrived(self._own(context))
+        self._publish_tail(own)
         # Another context may have published the same content first: its blocks are those that are found.
-        found = [self._pool.find(key) for key in own.keys[: own.published]]
-        blocks = [*itertools.takewhile(lambda block: block is not None, found)]
-        return self._pool.hold(cast("list[int]", blocks), priority=priority, ttl_s=ttl_s, pinned=pinned)
+        found = [self._pool.find(key) for key in [*own.keys[: own.published], *_tail_keys(own)]]
+        blocks = cast("list[int]", [*itertools.takewhile(lambda block: block is not None, found)])
+        n_tokens = min(len(blocks) * BLOCK, own.computed)
+        return self._pool.hold(blocks, priority=priority, ttl_s=ttl_s, pinned=pinned, n_tokens=n_tokens)
 
     def drop(self, hold: Hold) -> None:
         """See `PrefixHolds.drop`."""
@@ -202,6 +219,7 @@ class TorchEngine:
             return
         if own.arrival is not None:
             own.arrival.exception()  # its blocks are written to until then
+        self._publish_tail(own)
         own.closed = True
         blocks = own.cut_blocks(0)
         if own.poisoned:
@@ -231,6 +249,7 @@ class TorchEngine:
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
         self._forget_copies()
         self._swapper.mover.close()
+        self._lookahead.close()
         del self._runner, self._embedder
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
@@ -259,12 +278,15 @@ class TorchEngine:
         if not works:
             return
         batch = pack(works, self._dense, self._runner.device)
-        logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
-        n = len(batch.emitting)
+        emitting = [work.context for work in batch.emitting]
+        self._lookahead.begin(emitting)
+        try:
+            logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
+        finally:
+            masks = self._lookahead.take()
+        n = len(emitting)
         if n:
-            for work, choice in zip(
-                batch.emitting, choose(logits[:n], [work.context for work in batch.emitting]), strict=True
-            ):
+            for work, choice in zip(batch.emitting, choose(logits[:n], emitting, masks), strict=True):
                 work.choice = choice
         if batch.scoring:
             score_prompts(logits[n:], batch.scoring)
@@ -272,12 +294,16 @@ class TorchEngine:
     def _settle(self, work: Work) -> StepOutput:
         """Make the step's result part of the context."""
         context, choice = work.context, work.choice
-        context.computed = work.length
-        if choice is None:
-            self._publish(context)
-            return StepOutput(context, work.n_tokens, prompt=work.scores)
-        context.poisoned = context.poisoned or not choice.finite
+        start, context.computed = context.computed, work.length
+        if choice is not None and not choice.finite:
+            context.poisoned = True
+            for block in context.blocks[start // BLOCK :]:
+                self._pool.withdraw(block)  # nobody is to copy what was just written
         self._publish(context)
+        if work.n_tokens > 1:
+            self._publish_tail(context)
+        if choice is None:
+            return StepOutput(context, work.n_tokens, prompt=work.scores)
         if choice.error is not None:
             return StepOutput(context, work.n_tokens, error=choice.error)
         context.tokens.append(choice.token)
@@ -307,8 +333,18 @@ class TorchEngine:
         context.extend_keys()
         table = context.blocks
         for index in range(context.published, full):
-            self._pool.publish(table[index], context.keys[index])
+            start = index * BLOCK
+            parent, tokens = context.key_before(start), context.tokens[start : start + BLOCK]
+            self._pool.publish(table[index], context.keys[index], parent, tokens)
         context.published = full
+
+    def _publish_tail(self, context: TorchContext) -> None:
+        """Offer the last block too, though it is filled in part: the next turn goes on behind its tokens."""
+        full, used = divmod(context.computed, BLOCK)
+        if used and full <= context.published and not context.poisoned and context.arrival is None:
+            start = full * BLOCK
+            parent, tokens = context.key_before(start), context.tokens[start : context.computed]
+            self._pool.publish(int(context.table[full]), tail_key(parent, tokens), parent, tokens)
 
     def _arrived(self, context: TorchContext) -> TorchContext:
         """The context, once its KV is in the pool; what came back with it can be shared from then on."""
@@ -336,6 +372,13 @@ class TorchEngine:
         if not isinstance(context, TorchContext) or context.closed:
             raise ValueError("the context was released, or is another engine's")
         return context
+
+
+def _tail_keys(context: TorchContext) -> list[bytes]:
+    """The content key of a last block that is filled in part, if there is one."""
+    start = context.computed // BLOCK * BLOCK
+    tokens = context.tokens[start : context.computed]
+    return [tail_key(context.key_before(start), tokens)] if tokens else []
 
 
 def _failed(context: TorchContext, error: Exception) -> StepOutput:

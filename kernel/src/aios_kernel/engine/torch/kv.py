@@ -108,11 +108,16 @@ class KvMemory:
                 chosen = part if everything else part[torch.tensor(rows)]
                 self._by_block(pool).index_copy_(0, device_index, chosen.to(pool.device))
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy one block of every layer."""
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Copy the first `n_tokens` of one block of every layer; zeros follow, whatever the source has there."""
         for pool in self._pools():
             blocks = self._by_block(pool)
             blocks[target].copy_(blocks[source])
+        self._clear_behind(target, n_tokens)
+
+    def _clear_behind(self, block: int, n_tokens: int) -> None:
+        for pool in self._pools():
+            self._by_block(pool)[block, n_tokens:].zero_()
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks of every layer."""

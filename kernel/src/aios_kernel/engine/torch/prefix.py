@@ -26,3 +26,8 @@ def extend_keys(keys: list[bytes], root: bytes, tokens: Sequence[int]) -> None:
     for at in range(0, len(data), width):
         parent = hashlib.sha256(parent + data[at : at + width]).digest()
         keys.append(parent)
+
+
+def tail_key(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The key of a block that is filled in part, behind `parent`; longer than any full block's."""
+    return parent + np.asarray(tokens, dtype=np.int32).tobytes()

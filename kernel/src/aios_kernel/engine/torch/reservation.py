@@ -14,7 +14,8 @@ from aios_kernel.engine.torch.prefix import BLOCK, extend_keys
 def blocks_needed(pool: BlockPool, context: TorchContext, n_tokens: int) -> int:
     """Blocks that computing `n_tokens` more takes from the pool, at most (the prefix cache may save some)."""
     end = -(-(context.computed + n_tokens) // BLOCK)
-    return max(0, end - context.n_blocks) + (1 if n_tokens > 0 and _tail_is_shared(pool, context) else 0)
+    tail = _tail(context)
+    return max(0, end - context.n_blocks) + (n_tokens > 0 and tail is not None and pool.is_shared(tail))
 
 
 def attach_cached(pool: BlockPool, context: TorchContext, limit: int, fresh: dict[bytes, int]) -> int:
@@ -40,17 +41,19 @@ def attach_cached(pool: BlockPool, context: TorchContext, limit: int, fresh: dic
             break
         pool.retain(block)
         context.push_block(block)
-        context.computed = following
-        context.cached += max(0, min(following, context.prompt) - (following - BLOCK))
+        context.skip(BLOCK)
     return context.computed - start
 
 
 def cached_length(pool: BlockPool, root: bytes, tokens: Sequence[int]) -> int:
-    """How many tokens of a prompt `attach_cached` would find."""
+    """How many tokens of a prompt need not be computed now."""
     keys: list[bytes] = []
-    extend_keys(keys, root, tokens[:-1])  # one token always stays pending
-    known = itertools.takewhile(lambda key: pool.find(key) is not None, keys)
-    return sum(1 for _ in known) * BLOCK
+    tokens = tokens[:-1]  # one token always stays pending
+    extend_keys(keys, root, tokens)
+    known = sum(1 for _ in itertools.takewhile(lambda key: pool.find(key) is not None, keys))
+    parent = keys[known - 1] if known else root
+    _, beginning = pool.begins_like(parent, tokens[known * BLOCK : (known + 1) * BLOCK])
+    return known * BLOCK + beginning
 
 
 class Reservation:
@@ -71,10 +74,10 @@ class Reservation:
         self._before.append((context, context.n_blocks, context.computed, context.cached))
         if context.pending > 1:
             n_tokens -= attach_cached(self._pool, context, n_tokens, self._fresh)
+            n_tokens -= self._copy_beginning(context, n_tokens)
         if n_tokens == 0:
             return 0
-        if _tail_is_shared(self._pool, context):
-            self._copy_tail(context)
+        self._own_tail(context)
         end = context.computed + n_tokens
         while context.n_blocks * BLOCK < end:
             context.push_block(self._pool.allocate())
@@ -86,19 +89,52 @@ class Reservation:
     def undo(self) -> None:
         """Give every block back and forget what was attached."""
         for context, n_blocks, computed, cached in reversed(self._before):
-            self._pool.release(context.cut_blocks(n_blocks))
+            cut = context.cut_blocks(n_blocks)
             context.computed, context.cached = computed, cached
+            for block in [*cut, *context.blocks[-1:]]:
+                if self._pool.is_tail(block) and not self._pool.is_shared(block):
+                    self._pool.withdraw(block)  # who knows what was written behind its tokens
+            self._pool.release(cut)
 
-    def _copy_tail(self, context: TorchContext) -> None:
-        """Copy on write: give the context a tail block of its own."""
-        index = context.computed // BLOCK
-        shared = int(context.table[index])
-        own = self._pool.allocate()
-        self._memory.copy(shared, own)
+    def _copy_beginning(self, context: TorchContext, limit: int) -> int:
+        """Make the first tokens of a block that is known to begin alike the context's next; give how many.
+
+        It takes no more blocks than computing these tokens would: the copy is the block that they would go to.
+        """
+        limit = min(limit, context.pending - 1)
+        if limit <= 0 or context.computed % BLOCK or context.wants_prompt:
+            return 0
+        start = context.computed
+        source, length = self._pool.begins_like(context.key_before(start), context.tokens[start : start + BLOCK])
+        length = min(length, limit)
+        if not length:
+            return 0
+        if self._pool.adopt(source, length):
+            context.push_block(source)
+        else:
+            self._memory.copy(source, own := self._pool.allocate(), length)  # the block found may be the one evicted
+            context.push_block(own)
+        context.skip(length)
+        return length
+
+    def _own_tail(self, context: TorchContext) -> None:
+        """Copy on write: see to it that nobody loses what the context's tail block holds by a token more."""
+        tail = _tail(context)
+        if tail is None:
+            return
+        if not self._pool.is_shared(tail):
+            if not self._pool.holds_more(tail, context.computed % BLOCK):
+                return
+            if not self._pool.available:  # what the cache would lose is worth less than the step
+                self._pool.withdraw(tail)
+                return
+        index, used = divmod(context.computed, BLOCK)
+        self._memory.copy(tail, own := self._pool.allocate(), used)
         context.table[index] = own
-        self._pool.release([shared])
+        self._pool.release([tail])
 
 
-def _tail_is_shared(pool: BlockPool, context: TorchContext) -> bool:
+def _tail(context: TorchContext) -> int | None:
+    """The block that the context's next token goes to, if it holds some tokens already."""
     index, used = divmod(context.computed, BLOCK)
-    return used > 0 and pool.references(int(context.table[index])) > 1
+    return int(context.table[index]) if used else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from aios_kernel.engine.torch.constraints import accept_first_choices, advance, mask
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.draws import pick, uniform
+from aios_kernel.engine.torch.masks import Masks
 from aios_kernel.engine.torch.penalties import add_biases, penalise
 from aios_kernel.engine.torch.scores import log_probabilities, scores
 from aios_kernel.engine.torch.truncation import truncate
@@ -36,7 +37,7 @@ class Choice:
     """The context's grammar was advanced by the token."""
 
 
-def choose(logits: Tensor, contexts: Sequence[TorchContext]) -> list[Choice]:
+def choose(logits: Tensor, contexts: Sequence[TorchContext], masks: Masks | None = None) -> list[Choice]:
     """Choose the next token of each context, advance its grammar and its random counter.
 
     The random number of a token depends on the context's seed and on how many tokens it has emitted, on nothing else:
@@ -45,13 +46,14 @@ def choose(logits: Tensor, contexts: Sequence[TorchContext]) -> list[Choice]:
     Args:
         logits: float32, [contexts, vocab]; changed in place.
         contexts: one a row; those that decode greedily, without a grammar and reports, cost nothing more.
+        masks: what their grammars allow, as far as it is known already.
     """
     choices = _first_choices(logits)
     asking = [row for row, c in enumerate(contexts) if c.grammar is not None or not c.sampling.plain]
     asking = [row for row in asking if choices[row].error is None]
     if asking:
         some = logits if len(asking) == len(contexts) else logits[asking]
-        _choose_freely(some, [contexts[row] for row in asking], [choices[row] for row in asking])
+        _choose_freely(some, [contexts[row] for row in asking], [choices[row] for row in asking], masks or Masks())
     for context, choice in zip(contexts, choices, strict=True):
         if choice.error is None:
             context.emitted += 1
@@ -77,7 +79,7 @@ def _best(logits: Tensor) -> tuple[list[int], list[bool]]:
     return best.indices.tolist(), torch.isfinite(best.values).tolist()
 
 
-def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Sequence[Choice]) -> None:
+def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Sequence[Choice], masks: Masks) -> None:
     """Choose where more is asked for than the model's first choice."""
     reporting = [row for row, context in enumerate(contexts) if context.sampling.top_logprobs is not None]
     logprobs = log_probabilities(logits[reporting]) if reporting else None
@@ -85,9 +87,9 @@ def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Se
         penalise(logits, contexts)
         add_biases(logits, contexts)
         _choose_again(logits, choices, _NOT_FINITE)
-    masked = accept_first_choices(contexts, choices)
+    masked = accept_first_choices(contexts, choices, masks)
     if masked:
-        _constrain(logits, masked, contexts, choices)
+        _constrain(logits, masked, contexts, choices, masks)
     _tell_margins(logits, contexts, choices)
     _sample(logits, contexts, choices)
     _force(contexts, choices)
@@ -97,13 +99,13 @@ def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Se
 
 
 def _constrain(
-    logits: Tensor, rows: Sequence[int], contexts: Sequence[TorchContext], choices: Sequence[Choice]
+    logits: Tensor, rows: Sequence[int], contexts: Sequence[TorchContext], choices: Sequence[Choice], masks: Masks
 ) -> None:
     """Choose among what the grammars of these rows allow."""
     whole = len(rows) == len(contexts)
     some = logits if whole else logits[rows]
-    picks = [choices[row] for row in rows]
-    mask(some, [contexts[row] for row in rows], picks)
+    held, picks = [contexts[row] for row in rows], [choices[row] for row in rows]
+    mask(some, held, picks, masks)
     if not whole:
         logits[rows] = some
     _choose_again(some, picks, "the grammar allows no token here: no answer satisfies the schema, expression or choice")

@@ -12,6 +12,7 @@ from torch import Tensor
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.native.build import library
 from aios_kernel.engine.torch.native.plan import Plan
+from aios_kernel.engine.torch.prefix import BLOCK
 
 _FUNCTIONS = {torch.float32: "aios_attend_float32", torch.bfloat16: "aios_attend_bfloat16"}
 _TOUCHED_BYTES = 256 << 20
@@ -73,6 +74,16 @@ class NativeKvMemory(KvMemory):
         self._pointers = [
             (keys.data_ptr(), values.data_ptr()) for keys, values in zip(self.keys, self.values, strict=True)
         ]
+
+    def _clear_behind(self, block: int, n_tokens: int) -> None:
+        """Values only: a key behind the last token is scored and then masked, a value is multiplied by zero."""
+        lanes = 4 // self.dtype.itemsize  # tokens whose numbers share a word
+        word, lane = divmod(n_tokens, lanes)
+        for pool in self.values:
+            words = pool.view(self.n_blocks, pool.shape[1], BLOCK // lanes, pool.shape[2], lanes)[block]
+            if lane:
+                words[:, word, :, lane:].zero_()
+            words[:, word + bool(lane) :].zero_()
 
     def _touch(self) -> None:
         """Have the system lay the first pages down now: within a step they would take a tenth of its time."""
