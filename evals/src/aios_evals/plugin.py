@@ -147,6 +147,15 @@ def grammar(
 
 
 @bench.command()
+def products(json: Json = False, full: Full = False) -> None:
+    """The products of linear layers alone: ours beside oneDNN's and plain ones, on one thread."""
+    from aios_evals import report
+    from aios_evals.products import FULL_ROWS, ROWS, run
+
+    report.emit("products", run(FULL_ROWS if full else ROWS), json=json)
+
+
+@bench.command()
 def memory(
     json: Json = False,
     full: Full = False,

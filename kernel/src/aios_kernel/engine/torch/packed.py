@@ -90,7 +90,7 @@ def pack_linears(model: nn.Module, *, native: bool = True) -> None:
     if native and products.served(parameter.dtype):
         _replace_linears(model, parameter.dtype, lambda child: NativeLinear(child) if _fits(child) else None)
         _replace_blocks(model)
-    elif _served(parameter.dtype):
+    elif onednn_serves(parameter.dtype):
         small = sum(p.nbytes for p in model.parameters()) <= _KEEP_BYTES
         keep = parameter.dtype == torch.float32 and small and _plain_rows_are_faster()
         _replace_linears(
@@ -129,7 +129,8 @@ def _plain_rows_are_faster() -> bool:
         return True
 
 
-def _served(dtype: torch.dtype) -> bool:
+def onednn_serves(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products of packed weights of this dtype here."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
