@@ -24,7 +24,7 @@ ADMISSION: Options = {
     "order": "arrival",
     "hold": 1e9,
     "grow": 0.0,
-    "yielding": False,
+    "preempt": False,
     "prefetch": False,
     "chunk": 8192,
     "backlog": 1 << 40,
@@ -35,12 +35,11 @@ OFF: Mapping[str, Options] = {
     "no order (first come)": {"order": "arrival"},
     "no time-to-live": {"hold": 1e9},
     "no growth": {"grow": 0.0},
-    "no yielding": {"yielding": False},
     "no chunk limit": {"chunk": 8192},
     "no backlog limit": {"backlog": 1 << 40},
     "no prefetch": {"prefetch": False},
     "no swapping": {"swap_speed": 0.0},
-    "no ageing": {"patience_s": 1e12},
+    "no ageing": {"patience": 1e12},
 }
 """The program policy with each mechanism off in turn."""
 Maker = Callable[[Simulation], Policy]
