@@ -13,7 +13,7 @@ from aios_evals.schedule.memory import Memory
 from aios_evals.schedule.run import Asked, ablations, cells, tokens
 from aios_evals.schedule.simulator import Setup, Simulation
 from aios_evals.schedule.state import Tally
-from aios_evals.schedule.workload import Call, Program, load_sessions, random_programs
+from aios_evals.schedule.workload import Call, Program, load_arrivals, load_sessions, random_programs
 from aios_kernel.errors import InvalidRequest, NotFound
 from aios_kernel.scheduler.protocol import Arrived, Event, Finished, Options, Plan, Policy, Residency, View
 
@@ -206,6 +206,7 @@ def test_what_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         Asked(trace=tmp_path, model="gpt"),
         Asked(trace=tmp_path, loop="half"),
         Asked(trace=tmp_path, pool="many"),
+        Asked(trace=tmp_path, part="middle"),
     ):
         with pytest.raises(InvalidRequest):
             cells(asked)
@@ -243,9 +244,38 @@ def test_a_small_cell_shows_the_point(sessions: Path) -> None:
     assert 0 < alone["efficiency"] < ours["efficiency"] < 1
     expected = {
         "policy", "programs", "pool", "host", "hit_rate", "amplification", "mean_s", "p50_s", "p95_s", "p99_s",
-        "makespan_s", "idle", "swap_tokens", "jain", "efficiency",
+        "wait_mean_s", "wait_p95_s", "turnaround_mean_s", "turnaround_p95_s", "makespan_s", "idle",
+        "swap_tokens", "jain", "efficiency",
     }  # fmt: skip
     assert set(ours) == expected
+    assert ours["wait_mean_s"] <= ours["turnaround_mean_s"] < ours["mean_s"]
+
+
+def test_the_last_sessions_are_others_than_the_first(sessions: Path) -> None:
+    first, last = (load_sessions(sessions, 20, part=part) for part in ("first", "last"))
+    assert len(first) == len(last) == 20
+    assert not {program.name for program in first} & {program.name for program in last}
+
+
+def test_the_open_loop_starts_programs_at_recorded_times(sessions: Path) -> None:
+    """And the same work comes out of it: every call, on the second model too."""
+    arrivals = sessions.parent / "mooncake" / "conversation_trace.jsonl.gz"
+    if not arrivals.exists():
+        pytest.skip("needs AIOS_DATA with mooncake")
+    starts = load_arrivals(arrivals, 16, 0.01)
+    assert starts == sorted(starts)
+    assert starts[-1] == pytest.approx(16 / 0.01)
+    rows = {
+        (name, model): run_cell(Cell(name, 8, 400_000, 0, sessions, model=model, arrivals=arrivals, sessions=16)).row
+        for name in ("engine_lru", "program")
+        for model in MODELS
+    }
+    for row in rows.values():
+        assert row["makespan_s"] >= starts[-1] / 10
+        assert row["amplification"] >= 1
+    for model in MODELS:
+        assert rows["program", model]["amplification"] <= rows["engine_lru", model]["amplification"]
+    assert rows["program", "qwen2.5-7b"]["mean_s"] < rows["program", "llama-3.1-8b"]["mean_s"]
 
 
 def stream(patience: float) -> float:
