@@ -33,13 +33,14 @@ ADMISSION: Options = {
 OFF: Mapping[str, Options] = {
     "program": {},
     "no order (first come)": {"order": "arrival"},
+    "least attained service": {"order": "service"},
+    "no ageing": {"stretch": 1e6, "patience": 1e12},
     "no time-to-live": {"hold": 1e9},
     "no growth": {"grow": 0.0},
     "no chunk limit": {"chunk": 8192},
     "no backlog limit": {"backlog": 1 << 40},
     "no prefetch": {"prefetch": False},
     "no swapping": {"swap_speed": 0.0},
-    "no ageing": {"patience": 1e12},
 }
 """The program policy with each mechanism off in turn."""
 Maker = Callable[[Simulation], Policy]
