@@ -115,11 +115,12 @@ def _schedule(result: Mapping[str, Any]) -> str:
         base = alone[row["programs"], row["host"]]
         ratios = (f"{base[key] / row[key]:.2f}x" for key in ("mean_s", "p95_s", "makespan_s"))
         host = f"{row['host'] / 1e6:g}M" if row["host"] else "none"
-        shares = (f"{row[key]:.2f}" for key in ("idle", "jain", "efficiency"))
+        shares = (*(f"{row[key]:.0f}" for key in ("wait_mean_s", "turnaround_mean_s")),
+                  *(f"{row[key]:.2f}" for key in ("idle", "jain", "efficiency")))  # fmt: skip
         found = (f"{row['hit_rate']:.3f}", f"{row['amplification']:.2f}")
         cells.append((row["programs"], host, row["policy"], *found, *ratios, *shares))
     head = ("programs", "host", "policy", "hit rate", "amplification", "mean", "p95", "makespan")
-    return f"{_table((*head, 'idle', 'Jain', 'efficiency'), cells)}\n`{result['command']}`.\n"
+    return f"{_table((*head, 'wait s', 'turnaround s', 'idle', 'Jain', 'efficiency'), cells)}\n`{result['command']}`.\n"
 
 
 def _contention(result: Mapping[str, Any]) -> str:
@@ -145,6 +146,9 @@ def _contention(result: Mapping[str, Any]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "overview": _overview,
     "schedule": lambda: _schedule(_load("schedule")),
+    "schedule_last": lambda: _schedule(_load("schedule-last")),
+    "schedule_open": lambda: _schedule(_load("schedule-open")),
+    "schedule_qwen": lambda: _schedule(_load("schedule-qwen")),
     "ablation": lambda: _schedule(_load("schedule-ablation")),
     "contention": lambda: _contention(_load("contention")),
 }

@@ -193,6 +193,7 @@ def schedule(
     loop: Annotated[str, typer.Option(help="closed, or open with recorded arrivals.")] = "closed",
     sessions: Annotated[int, typer.Option(help="Sessions to run.")] = 120,
     think_cap: Annotated[float, typer.Option(help="Longest pause in seconds.")] = 60.0,
+    part: Annotated[str, typer.Option(help="Of the file: the first sessions, or the last.")] = "first",
     plot: Annotated[Path | None, typer.Option(help="Also draw into this folder (needs matplotlib).")] = None,
     ablation: Annotated[bool, typer.Option(help="The program policy with each mechanism off in turn.")] = False,
     calibrate: Annotated[bool, typer.Option(help="Instead: the cost model against our engine.")] = False,
@@ -212,7 +213,7 @@ def schedule(
 
         report.emit("schedule_decisions", decided(), json=json)
         return
-    asked = bench_run.Asked(trace, programs, pool, host, policy, gpu, model, loop, sessions, think_cap, full)
+    asked = bench_run.Asked(trace, programs, pool, host, policy, gpu, model, loop, sessions, think_cap, part, full)
     todo = bench_run.ablations(asked) if ablation else bench_run.cells(asked)
     outcomes = bench_run.run(todo)
     report.emit("schedule", [outcome.row for outcome in outcomes], json=json, notes=bench_run.notes(asked))

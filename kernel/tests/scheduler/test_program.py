@@ -25,6 +25,7 @@ from aios_kernel.scheduler.protocol import (
     ToolEnded,
     View,
 )
+from aios_kernel.scheduler.rehearsal import Call, Pool
 from aios_kernel.syscalls import Priority
 
 BLOCK = 16
@@ -59,20 +60,52 @@ def paused(made: ProgramPolicy, number: int, tool: str, expected_s: float) -> No
     made.observe(ToolBegan(f"p{number}", tool, expected_s), 0.0)
 
 
-def test_the_program_with_the_least_service_comes_first() -> None:
+def ending(made: ProgramPolicy, number: int, first: int, final: int, stay_s: float, at: float) -> None:
+    """A program lives through a policy: a short call, a long one, and its end."""
+    for length, since_s in ((first, at), (final, at + stay_s)):
+        task = queued(number, length, at=since_s)
+        made.observe(Arrived(number, task.program), since_s)
+        made.decide(seen([task], 1 << 20, total=1 << 20), since_s)
+        made.observe(Finished(number, task.program), since_s)
+    made.observe(ProgramEnded(f"p{number}"), at + stay_s)
+
+
+def test_the_program_that_is_soonest_through_comes_first() -> None:
+    """Contexts end at some 4,000 tokens here, so that one of 3,000 has less to go than one of 1,000."""
+    made = ProgramPolicy({"stretch": 10.0})
+    for number in range(40):
+        ending(made, 100 + number, 500, 4000, 35.0, 1.0)
+    tasks = [queued(1, 1024, at=100.0), queued(2, 3008, at=110.0)]
+    for task in tasks:
+        made.observe(Arrived(task.id, task.program), task.arrived_s)
+    assert made.decide(seen(tasks, 4900, total=8192), 120.0).admit[:1] == [2]
+
+
+def test_a_program_is_overtaken_by_none_that_comes_much_later() -> None:
+    """By none later than `stretch` times its expected rest: here 30 s for 3,000 tokens."""
+    tasks = [queued(1, 1024, at=100.0), queued(2, 3008, at=130.0)]
+    for stretch, expected in ((0.5, 1), (10.0, 2)):
+        made = ProgramPolicy({"stretch": stretch})
+        for number in range(40):
+            ending(made, 100 + number, 500, 4000, 35.0, 1.0)
+        made.observe(Arrived(1, "p1"), 100.0)
+        made.decide(seen(tasks[:1], 0, total=8192), 100.0)
+        made.observe(Arrived(2, "p2"), 130.0)
+        assert made.decide(seen(tasks, 4900, total=8192), 130.0).admit[:1] == [expected]
+
+
+def test_by_service_the_program_with_the_least_comes_first() -> None:
     first, second = queued(1, 1024), queued(2, 1024, at=1.0)
-    made = policy([first, second])
-    made.observe(Computed(9, "p1", 500, 1), 0.5)
-    assert made.decide(seen([first, second], 1600), 2.0).admit == [2]
-    made = policy([first, second], {"order": "arrival"})
-    made.observe(Computed(9, "p1", 500, 1), 0.5)
-    assert made.decide(seen([first, second], 1600), 2.0).admit == [1]
+    for order, expected in (("service", [2]), ("arrival", [1])):
+        made = policy([first, second], {"order": order})
+        made.observe(Computed(9, "p1", 500, 1), 0.5)
+        assert made.decide(seen([first, second], 1600), 2.0).admit == expected
 
 
 def test_service_counts_for_the_family() -> None:
     child = replace(queued(1, 1024), root="top")
     other = queued(2, 1024, at=1.0)
-    made = policy([child, other])
+    made = policy([child, other], {"order": "service"})
     made.observe(Computed(9, "top", 500, 1), 0.5)
     assert made.decide(seen([child, other], 1600), 2.0).admit == [2]
 
@@ -95,7 +128,7 @@ def test_calls_that_a_program_makes_at_once_run_at_once_where_there_is_room() ->
 
 def test_a_call_that_is_due_is_admitted_once() -> None:
     siblings = [replace(queued(number, 200, at=number / 10), program="p1") for number in range(1, 4)]
-    made = policy(siblings, {"margin": 16, "patience_s": 1.0})
+    made = policy(siblings, {"margin": 16, "patience": 0.0})
     assert made.decide(seen(siblings, 4096), 9.0).admit == [1, 2, 3]
 
 
@@ -137,11 +170,10 @@ def test_a_new_program_waits_whole_when_the_working_set_would_not_fit() -> None:
     made = policy([running := decoding(1, 1000), new := queued(2, 1500)], {"grow": 1.0})
     roomy = seen([running, new], 3000)
     assert made.decide(roomy, 1.0).admit == [2]
-    ended = queued(9, 3900)
-    made = policy([ended, running, new], {"grow": 1.0})
-    made.decide(seen([ended, running, new], 0), 1.0)
-    made.observe(Finished(9, "p9"), 1.0)
-    made.observe(ProgramEnded("p9"), 1.0)
+    made = ProgramPolicy({"grow": 1.0})
+    ending(made, 9, 100, 3900, 0.5, 0.0)
+    for task in (running, new):
+        made.observe(Arrived(task.id, task.program), 1.0)
     assert made.decide(roomy, 2.0).admit == []
 
 
@@ -200,7 +232,7 @@ def test_a_call_whose_deadline_nears_is_not_overtaken() -> None:
     new, old = queued(1, 3000, at=5.0), queued(2, 3000, at=0.0)
     urgent = replace(old, deadline_s=10.0)
     for task, expected in ((old, [1]), (urgent, [2])):
-        made = policy([task, new])
+        made = policy([task, new], {"order": "service"})
         made.observe(Computed(9, "p2", 500, 1), 0.5)
         assert made.decide(seen([task, new], 3400), 9.0).admit == expected
 
@@ -216,7 +248,9 @@ def test_calls_that_outgrow_the_pool_leave_enough_for_the_oldest_to_end() -> Non
     assert policy(tasks).decide(seen(tasks, 64), 1.0).run == [(0, 1)]
 
 
-@pytest.mark.parametrize("options", [{"hold": -1}, {"order": "best"}, {"chunk": 0}, {"yielding": 1}, {"fast": True}])
+@pytest.mark.parametrize(
+    "options", [{"hold": -1}, {"order": "best"}, {"chunk": 0}, {"preempt": 1}, {"stretch": -1}, {"fast": True}]
+)
 def test_impossible_options_are_refused(options: Options) -> None:
     with pytest.raises(ConfigError):
         ProgramPolicy(options)
@@ -252,6 +286,67 @@ def test_the_expected_rest_is_the_mean_over_longer_pauses(past: list[float], ela
     longer = [seconds - elapsed for seconds in past[-256:] if seconds > elapsed]
     if longer:
         assert history.remaining(elapsed, 30.0) == pytest.approx(sum(longer) / len(longer), rel=1e-6, abs=1e-6)
+
+
+def test_an_interactive_call_takes_the_place_of_a_batch_call() -> None:
+    batch = [replace(decoding(number, 1001), priority="batch") for number in (1, 2)]
+    tasks = [*batch, queued(3, 900, priority="interactive", at=1.0)]
+    plan = policy(tasks, {"margin": 16}).decide(seen(tasks, 320, host=4096), 1.0)
+    assert (plan.swap_out, plan.admit) == ([2], [3])
+    assert {number for number, _ in plan.run} == {1, 3}
+    plan = policy(tasks, {"margin": 16, "preempt": False}).decide(seen(tasks, 320, host=4096), 1.0)
+    assert (plan.swap_out, plan.admit) == ([], [])
+
+
+@pytest.mark.parametrize("host", [0, 500])
+def test_a_running_call_that_cannot_be_saved_is_not_preempted(host: int) -> None:
+    tasks = [replace(decoding(1, 1001), priority="batch"), queued(3, 900, priority="interactive", at=1.0)]
+    plan = policy(tasks, {"margin": 16}).decide(seen(tasks, 320, host=host), 1.0)
+    assert (plan.swap_out, plan.admit) == ([], [])
+
+
+@pytest.mark.parametrize(("host", "stow", "drop"), [(0, [], ["p1"]), (4096, ["p1"], [])])
+def test_an_interactive_call_takes_the_room_of_a_paused_batch_program(
+    host: int, stow: list[str], drop: list[str]
+) -> None:
+    """However soon that one is expected back; one of its own class keeps it for its time."""
+    new = queued(2, 3000, priority="interactive")
+    for kept, gone in ((replace(parked(1, 3000), priority="batch"), True), (
+        replace(parked(1, 3000), priority="interactive"), False)):  # fmt: skip
+        made = policy([])
+        paused(made, 1, "build", 0.05)
+        made.observe(Arrived(2, "p2"), 0.01)
+        plan = made.decide(seen([new], 1000, [kept], host=host), 0.01)
+        assert (plan.stow, plan.drop, plan.admit) == ((stow, drop, [2]) if gone else ([], [], []))
+
+
+def test_what_was_preempted_stays_out_while_a_better_class_waits() -> None:
+    saved = replace(decoding(1, 1001), priority="batch", residency=SWAPPED)
+    urgent = queued(2, 2000, priority="interactive", at=1.0)
+    runs = replace(decoding(3, 1001), priority="interactive")
+    made = policy([saved, runs, urgent])
+    assert made.decide(seen([saved, runs, urgent], 1400, host=4096), 2.0).swap_in == []
+    made.observe(Finished(2, "p2"), 3.0)
+    assert made.decide(seen([saved, runs], 2800, host=4096), 3.0).swap_in == [1]
+
+
+def test_interactive_calls_wait_for_each_other_only() -> None:
+    """A pool full of long batch answers; urgent calls come one after the other, and everything ends."""
+    for preempt, late in ((True, 40), (False, 200)):
+        here = Pool(ProgramPolicy({"margin": 16, "preempt": preempt}), kv_tokens=2048, host_tokens=4096)
+        for _ in range(6):
+            here.submit(Call(prompt=300, answer=400, priority="batch"))
+        for _ in range(40):
+            here.step()
+        waits: list[int] = []
+        for _ in range(5):
+            began, number = here.steps, here.submit(Call(prompt=300, answer=10, priority="interactive"))
+            while number not in here.ended:
+                here.step()
+            waits.append(here.ended[number] - began)
+        assert (max(waits) < late) is preempt
+        here.run(20_000)
+        assert len(here.ended) == 11
 
 
 @st.composite

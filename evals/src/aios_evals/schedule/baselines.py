@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aios_evals.schedule.cost import critical_s
 from aios_evals.schedule.memory import Order
 from aios_kernel.scheduler.program import ProgramPolicy
+from aios_kernel.scheduler.program_queue import CLASSES
 from aios_kernel.scheduler.protocol import Event, Options, Plan, Residency, Task, View
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class OracleAdmission(ProgramPolicy):
         self._sim = simulation
 
     def rank(self, task: Task) -> tuple[float, ...]:
-        """Seconds that the program still needs, alone on the device."""
+        """Within its class: seconds that the program still needs, alone on the device."""
         run = self._sim.runs[task.program]
         rest = replace(run.program, calls=run.program.calls[run.index :])
-        return (critical_s(self._sim.setup.cost, rest), task.arrived_s)
+        return (CLASSES[task.priority], critical_s(self._sim.setup.cost, rest), task.arrived_s)

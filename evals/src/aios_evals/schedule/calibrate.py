@@ -1,7 +1,8 @@
 """The cost model against this machine: our engine on the 34 M replay model, one thread, float32.
 
-Five figures are fitted on lone prefills and decode steps (overhead, weights, arithmetic of the linear layers and of
-attention, bandwidth of reading KV). Then a mixed run of other lengths, batches and chunks is measured and predicted.
+Six figures are fitted on steps of one kind (overhead of a step and of a sequence, weights, arithmetic of the linear
+layers and of attention, bandwidth of reading KV). Then a mixed run of other lengths, batches and chunks is measured
+and predicted: an independent check.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def run(repeats: int = 7) -> list[dict[str, Any]]:
 _CASES = (
     # prefill chunk, tokens before it, sequences that decode, their context
     (64, 0, 0, 0), (256, 0, 0, 0), (512, 0, 0, 0), (256, 1024, 0, 0), (256, 2048, 0, 0),
-    (0, 0, 1, 64), (0, 0, 1, 2048), (0, 0, 8, 64), (0, 0, 8, 1024), (0, 0, 16, 64),
+    (0, 0, 1, 64), (0, 0, 1, 2048), (0, 0, 4, 512), (0, 0, 8, 64), (0, 0, 8, 1024), (0, 0, 16, 64),
+    (128, 0, 2, 512), (128, 512, 4, 256), (64, 1024, 8, 512),
 )  # fmt: skip
+_FEW = 16
+"""Tokens up to which a step is at first taken to be bound by reading the weights."""
 
 
 def _shape(config: Any) -> Model:
@@ -65,19 +69,20 @@ def _shape(config: Any) -> Model:
 
 
 def fit(shape: Model, timed: Sequence[Timed]) -> Cost:
-    """The figures that explain the timings best, by least squares of the relative error; none is negative."""
+    """The figures that explain the timings best, by least squares of the relative error; none is negative.
+
+    Which steps are bound by reading the weights and which by arithmetic is settled by turns with how fast both are.
+    """
     unit = Cost(Gpu("unit", 1.0, 1.0, 1.0, mfu=1.0, attention_mfu=1.0, mbu=1.0, step_overhead_s=0.0), shape)
-    rows, seconds = [], []
-    for each in timed:
-        arithmetic = 2 * shape.params * (len(each.contexts) + sum(tokens for tokens, _ in each.chunks))
-        attention = sum(unit.prefill_attention_s(tokens, before) for tokens, before in each.chunks)
-        rows.append([1.0, arithmetic, attention, unit.read_s(sum(each.contexts))])
-        seconds.append(each.seconds)
-    single = [n for n, each in enumerate(timed) if not each.chunks and len(each.contexts) == 1]
-    many = [n for n in range(len(timed)) if n not in single]
-    overhead, linear, attention, read = _least(np.array(rows)[many], np.array(seconds)[many])
-    weights = statistics.median(seconds[n] - overhead - read * rows[n][3] for n in single)
-    weights = max(weights, linear * 2 * shape.params)
+    seconds = np.array([each.seconds for each in timed])
+    few, found = float(_FEW), [0.0] * 6
+    for _ in range(10):
+        found = _least(np.array([_features(unit, each, few) for each in timed]), seconds)
+        before, few = few, found[2] / max(2 * shape.params * found[3], 1e-30)
+        if few == before:
+            break
+    overhead, sequence, weights, linear, attention, read = found
+    linear = max(linear, 1e-15)
     gpu = Gpu(
         "measured",
         flops=1 / linear,
@@ -87,9 +92,20 @@ def fit(shape: Model, timed: Sequence[Timed]) -> Cost:
         mbu=1.0,
         step_overhead_s=overhead,
         attention_mfu=linear / max(attention, 1e-15),
-        weight_bytes_per_s=shape.weight_bytes / weights,
+        weight_bytes_per_s=shape.weight_bytes / max(weights, 1e-12),
+        sequence_overhead_s=sequence,
     )
     return Cost(gpu, shape)
+
+
+def _features(unit: Cost, each: Timed, few: float) -> list[float]:
+    """What a step's time is a sum of; up to `few` tokens it reads the weights for longer than it multiplies."""
+    tokens = len(each.contexts) + sum(tokens for tokens, _ in each.chunks)
+    attention = sum(unit.prefill_attention_s(tokens, before) for tokens, before in each.chunks)
+    bound = tokens <= few
+    arithmetic = 0.0 if bound else 2 * unit.model.params * tokens
+    sequences = len(each.contexts) + len(each.chunks)
+    return [1.0, sequences, float(bound), arithmetic, attention, unit.read_s(sum(each.contexts))]
 
 
 def _least(features: Any, seconds: Any) -> list[float]:
@@ -97,7 +113,7 @@ def _least(features: Any, seconds: Any) -> list[float]:
     columns = list(range(features.shape[1]))
     while True:
         scaled = features[:, columns] / seconds[:, None]
-        scale = np.abs(scaled).max(axis=0)
+        scale = np.maximum(np.abs(scaled).max(axis=0), 1e-300)
         found = np.linalg.lstsq(scaled / scale, np.ones(len(seconds)), rcond=None)[0] / scale
         if (found >= 0).all():
             result = [0.0] * features.shape[1]
@@ -112,12 +128,11 @@ def _lone(engine: Any, chunk: int, before: int, decoding: int, context: int, rep
     seconds: list[float] = []
     for repeat in range(repeats):
         seed = [repeat, chunk, before, decoding, context]
+        held = [_opened(engine, [*seed, n], context, context) for n in range(decoding)]
+        plan = [(each, 1) for each in held]
         if chunk:
-            held = [_opened(engine, [*seed, 0], before + chunk, before)]
-            plan = [(held[0], chunk)]
-        else:
-            held = [_opened(engine, [*seed, n], context, context) for n in range(decoding)]
-            plan = [(each, 1) for each in held]
+            held.append(_opened(engine, [*seed, decoding], before + chunk, before))
+            plan.append((held[-1], chunk))
         began = time.perf_counter()
         engine.step(plan)
         seconds.append(time.perf_counter() - began)
@@ -180,6 +195,7 @@ def _row(cost: Cost, steps: Sequence[Timed]) -> dict[str, Any]:
         "error": sum(predicted) / measured - 1,
         "median_step_error": statistics.median(errors),
         "overhead_us": cost.gpu.step_overhead_s * 1e6,
+        "sequence_us": cost.gpu.sequence_overhead_s * 1e6,
         "linear_gflop_per_s": cost.gpu.flops * cost.gpu.mfu / 1e9,
         "attention_gflop_per_s": cost.gpu.flops * cost.gpu.attention_mfu / 1e9,
         "weights_gb_per_s": cost.gpu.weight_bytes_per_s / 1e9,

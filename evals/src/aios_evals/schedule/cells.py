@@ -24,7 +24,7 @@ ADMISSION: Options = {
     "order": "arrival",
     "hold": 1e9,
     "grow": 0.0,
-    "yielding": False,
+    "preempt": False,
     "prefetch": False,
     "chunk": 8192,
     "backlog": 1 << 40,
@@ -33,14 +33,14 @@ ADMISSION: Options = {
 OFF: Mapping[str, Options] = {
     "program": {},
     "no order (first come)": {"order": "arrival"},
+    "least attained service": {"order": "service"},
+    "no ageing": {"stretch": 1e6, "patience": 1e12},
     "no time-to-live": {"hold": 1e9},
     "no growth": {"grow": 0.0},
-    "no yielding": {"yielding": False},
     "no chunk limit": {"chunk": 8192},
     "no backlog limit": {"backlog": 1 << 40},
     "no prefetch": {"prefetch": False},
     "no swapping": {"swap_speed": 0.0},
-    "no ageing": {"patience_s": 1e12},
 }
 """The program policy with each mechanism off in turn."""
 Maker = Callable[[Simulation], Policy]
@@ -61,6 +61,8 @@ class Cell:
     """Of an open loop."""
     sessions: int = SESSIONS
     think_cap_s: float = THINK_CAP_S
+    part: str = "first"
+    """Of the file: the `first` or the `last` sessions; the policy was chosen on the last."""
     options: Mapping[str, float | int | str | bool] = field(default_factory=dict[str, "float | int | str | bool"])
     label: str = ""
     """Name of the row when it is not the policy's."""
@@ -99,7 +101,9 @@ def maker(name: str, options: Options) -> Maker:
 
 def run_cell(cell: Cell) -> Outcome:
     """Simulate it; the same arguments give the same row."""
-    programs = load_sessions(cell.trace, max(cell.sessions, cell.programs), think_cap_s=cell.think_cap_s)
+    programs = load_sessions(
+        cell.trace, max(cell.sessions, cell.programs), think_cap_s=cell.think_cap_s, part=cell.part
+    )
     cost = Cost(GPUS[cell.gpu], MODELS[cell.model])
     arrivals: Sequence[float] = ()
     if cell.arrivals is not None:
@@ -120,6 +124,7 @@ def run_cell(cell: Cell) -> Outcome:
 def _row(cell: Cell, cost: Cost, programs: Sequence[Program], tally: Tally) -> dict[str, Any]:
     ended = sorted(tally.completion_s.values())
     least = bound(cost, programs, None if cell.arrivals else cell.programs, Setup(cost, 0).max_batch)
+    waited, turned = sorted(tally.waited_s), sorted(tally.turned_s)
     pace = [critical_s(cost, program) / tally.completion_s[program.name] for program in programs]
     return {
         "policy": cell.label or cell.policy,
@@ -132,6 +137,10 @@ def _row(cell: Cell, cost: Cost, programs: Sequence[Program], tally: Tally) -> d
         "p50_s": percentile(ended, 0.50),
         "p95_s": percentile(ended, 0.95),
         "p99_s": percentile(ended, 0.99),
+        "wait_mean_s": statistics.mean(waited),
+        "wait_p95_s": percentile(waited, 0.95),
+        "turnaround_mean_s": statistics.mean(turned),
+        "turnaround_p95_s": percentile(turned, 0.95),
         "makespan_s": tally.now_s,
         "idle": 1 - tally.busy_s / tally.now_s,
         "swap_tokens": tally.swapped,

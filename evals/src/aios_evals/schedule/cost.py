@@ -29,6 +29,8 @@ class Gpu:
     step_overhead_s: float = 1e-3
     weight_bytes_per_s: float = 0.0
     """Reading weights, where it differs from `mbu` of the bandwidth."""
+    sequence_overhead_s: float = 0.0
+    """Of each sequence in a step, whatever is computed for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Cost:
             context: tokens that these attend to in the first step, all together; each grows by one a step.
         """
         shared = self.linear_s(decoding + sum(tokens for tokens, _ in chunks)) + self.gpu.step_overhead_s
+        shared += self.gpu.sequence_overhead_s * (decoding + len(chunks))
         seconds = steps * shared + self.read_s(steps * context + decoding * steps * (steps - 1) / 2)
         for tokens, before in chunks:
             seconds += self.prefill_attention_s(steps * tokens, before)

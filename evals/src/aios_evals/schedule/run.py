@@ -11,8 +11,8 @@ from pathlib import Path
 
 from aios_evals.schedule.cells import OFF, OURS, SESSIONS, Cell, Outcome, policy_names, run_cell
 from aios_evals.schedule.cost import GPUS, MODELS
+from aios_evals.schedule.workload import PARTS, THINK_CAP_S, WINDOW
 from aios_evals.schedule.workload import SESSIONS as FILE
-from aios_evals.schedule.workload import THINK_CAP_S, WINDOW
 from aios_kernel.errors import InvalidRequest, NotFound
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -35,6 +35,7 @@ class Asked:
     loop: str = "closed"
     sessions: int = SESSIONS
     think_cap_s: float = THINK_CAP_S
+    part: str = "first"
     full: bool = False
 
 
@@ -54,6 +55,8 @@ def cells(asked: Asked) -> list[Cell]:
     for kind, name, known in (("gpu", asked.gpu, GPUS), ("model", asked.model, MODELS)):
         if name not in known:
             raise InvalidRequest(f'--{kind} "{name}" is not known', fix=f"choose from: {', '.join(known)}")
+    if asked.part not in PARTS:
+        raise InvalidRequest(f'--part "{asked.part}" is not known', fix=" or ".join(PARTS))
     policies = _policies(asked)
     counts = (asked.programs or (FULL_PROGRAMS if asked.full else DEFAULT_PROGRAMS)).split(",")
     hosts = (asked.host or (FULL_HOST if asked.full else DEFAULT_HOST)).split(",")
@@ -61,7 +64,7 @@ def cells(asked: Asked) -> list[Cell]:
     return [
         Cell(
             policy, tokens(count), tokens(asked.pool), tokens(host), trace, asked.gpu, asked.model, arrivals,
-            asked.sessions, asked.think_cap_s,
+            asked.sessions, asked.think_cap_s, asked.part,
         )
         for count in counts
         for host in hosts
@@ -101,11 +104,12 @@ def run(todo: Sequence[Cell], jobs: int | None = None) -> list[Outcome]:
 def notes(asked: Asked) -> list[str]:
     """How it was measured."""
     return [
-        f"{asked.sessions} sessions (as many as programs if these are more), the first of the file with a call inside"
-        f" the window; a session ends before its first call whose prompt and answer exceed {WINDOW:,} tokens; think"
-        f" times are capped at {asked.think_cap_s:g} s; no prefix is shared between sessions",
+        f"{asked.sessions} sessions (as many as programs if these are more), the {asked.part} of the file with a call"
+        f" inside the window; a session ends before its first call whose prompt and answer exceed {WINDOW:,} tokens;"
+        f" think times are capped at {asked.think_cap_s:g} s; no prefix is shared between sessions",
         "sub-agents run as children: from the end of the call before them; the parent's next call waits for them",
         "completion is from a program's start to its last answer; amplification is prefilled over necessary tokens",
+        "wait is of a call, from its arrival to its first step; turnaround to its end",
         "jain: over each program's least time alone over its completion; efficiency: the lower bound over the makespan",
         f"simulated {asked.gpu} with {asked.model}, {asked.loop} loop",
     ]

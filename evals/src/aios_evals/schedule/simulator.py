@@ -190,6 +190,7 @@ class Simulation:
         last = run.index + 1 == len(run.program.calls)
         self.tally.ended += 1
         self.tally.failed += failed
+        self.tally.turned_s.append(self.now_s - task.arrived_s)
         if task.residency is SWAPPED:
             self.memory.pin_host(-task.kv)
         elif task.residency is RESIDENT:

@@ -100,6 +100,8 @@ class Tally:
     """Of each program that was started by itself: from its start to its last answer."""
     waited_s: list[float] = field(default_factory=list[float])
     """Of each call: from its arrival to its first step."""
+    turned_s: list[float] = field(default_factory=list[float])
+    """Of each call: from its arrival to its end."""
     timeline: list[tuple[float, int, int, int, int, int]] = field(
         default_factory=list[tuple[float, int, int, int, int, int]]
     )

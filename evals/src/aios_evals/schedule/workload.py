@@ -21,6 +21,7 @@ from aios_kernel.syscalls import Priority
 WINDOW = 131_072
 THINK_CAP_S = 60.0
 SESSIONS = "sessions.jsonl.gz"
+PARTS = ("first", "last")
 _TOOL_OF_STOP = {"tool_use": "tool", "end_turn": "user"}
 
 
@@ -62,8 +63,8 @@ class Program:
                 yield from child.family()
 
 
-def load_sessions(folder: Path, count: int, *, think_cap_s: float = THINK_CAP_S) -> list[Program]:
-    """The first `count` sessions with a call inside the window. Raises NotFound when the file is not there."""
+def load_sessions(folder: Path, count: int, *, think_cap_s: float = THINK_CAP_S, part: str = "first") -> list[Program]:
+    """The first or last `count` sessions with a call inside the window. Raises NotFound when the file is not there."""
     path = folder / SESSIONS
     if not path.exists():
         raise NotFound(
@@ -73,13 +74,13 @@ def load_sessions(folder: Path, count: int, *, think_cap_s: float = THINK_CAP_S)
     found: list[Program] = []
     with gzip.open(path, "rt") as lines:
         for line in lines:
-            if len(found) == count:
+            if len(found) == count and part == "first":
                 break
             row = json.loads(line)
             program = _program(row["id"], row["calls"], think_cap_s)
             if program is not None:
                 found.append(program)
-    return found
+    return found[-count:]
 
 
 def _program(name: str, rows: Sequence[Any], think_cap_s: float) -> Program | None:

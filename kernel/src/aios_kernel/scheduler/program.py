@@ -1,4 +1,4 @@
-"""Agents as programs: least attained service first, admission by working set, contexts kept over tool pauses.
+"""Agents as programs: soonest through first, admission by working set, contexts kept over tool pauses.
 
 docs/scheduling.md has the policy on one page, with what each of its mechanisms is worth.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aios_kernel.scheduler.program_decision import Decision
 from aios_kernel.scheduler.program_knobs import Knobs
+from aios_kernel.scheduler.program_lives import Lives
 from aios_kernel.scheduler.program_pauses import Pauses
 from aios_kernel.scheduler.program_queue import CLASSES, Rank, Waiting
 from aios_kernel.scheduler.protocol import (
@@ -25,7 +26,7 @@ from aios_kernel.scheduler.protocol import (
 )
 
 _PATIENCE = {"interactive": 0.1, "normal": 1.0, "batch": 4.0}
-"""Share of `patience_s` after which a class's calls are due."""
+"""Share of `patience` after which a class's calls are due."""
 _DEFAULT_PAUSE_S = 30.0
 _DUE_SHARE = 0.75
 _PREFILL_PER_S = 10_000.0
@@ -38,11 +39,9 @@ class ProgramPolicy:
     Attributes:
         knobs: its options.
         pauses: what is known of when programs come back.
+        lives: what is known of how far programs go.
         waiting: calls without a context.
-        yielded: contexts that gave way to others' growth, with their length: most of each is still in the prefix
-            cache, and no new program is admitted in its place.
         longest: the most tokens that an answer has had.
-        final: how long programs' contexts are when they end, on average.
     """
 
     name = "program"
@@ -52,10 +51,9 @@ class ProgramPolicy:
         """Raises ConfigError for an option that is unknown or impossible."""
         self.knobs = Knobs.read(self.name, options)
         self.pauses = Pauses(_DEFAULT_PAUSE_S)
+        self.lives = Lives()
         self.waiting = Waiting()
-        self.yielded: dict[str, int] = {}
         self.longest = 256
-        self.final = 0.0
         self._prefill_per_s = _PREFILL_PER_S
         self._prefilled = 0
         self._decided_s = 0.0
@@ -64,6 +62,7 @@ class ProgramPolicy:
         self._since_s: dict[str, float] = {}
         self._family: dict[str, str] = {}
         self._length: dict[str, int] = {}
+        self._first: dict[str, int] = {}
         self._new: set[int] = set()
 
     def observe(self, event: Event, now_s: float) -> None:
@@ -82,7 +81,7 @@ class ProgramPolicy:
         elif isinstance(event, ToolEnded):
             self.pauses.tool_ended(event.program, event.tool, event.seconds, now_s)
         else:
-            self._leave(event)
+            self._leave(event, now_s)
 
     def decide(self, view: View, now_s: float) -> Plan:
         """Who comes in, who gives way, who computes."""
@@ -91,9 +90,15 @@ class ProgramPolicy:
         return Decision(self, view, now_s).make()
 
     def rank(self, task: Task) -> Rank:
-        """Smaller is admitted first: by class, then the program that has had the least."""
-        first = self._joined[task.family] if self.knobs.by_arrival else self._attained.get(task.family, 0.0)
-        return (CLASSES[task.priority], first, task.arrived_s)
+        """Smaller is admitted first: by class, then by when the program came, later by a multiple of what it needs.
+
+        So nobody is overtaken by a program that comes later than that multiple of its own expected rest.
+        """
+        knobs, family = self.knobs, task.family
+        if knobs.order == "service":
+            return (CLASSES[task.priority], self._attained.get(family, 0.0), task.arrived_s)
+        late_s = knobs.stretch * self.lives.rest_s(task.length) if knobs.order == "rest" else 0.0
+        return (CLASSES[task.priority], self._joined[family] + late_s, task.arrived_s)
 
     def recompute_s(self, tokens: int) -> float:
         """Seconds that computing a context anew takes, at the speed seen lately."""
@@ -109,7 +114,7 @@ class ProgramPolicy:
 
     def had_turn(self, program: str, now_s: float) -> bool:
         """Whether a program has been in for so long that one that is due may take its place."""
-        return now_s - self._since_s.get(program, 0.0) >= self.knobs.patience_s
+        return now_s - self._since_s.get(program, 0.0) >= self.knobs.patience * self.lives.stay_s
 
     def _serve(self, event: Computed) -> None:
         prefilled = event.tokens - event.generated
@@ -133,6 +138,7 @@ class ProgramPolicy:
                 self._family[task.program] = task.family
                 self._joined.setdefault(task.family, now_s)
                 self._length[task.program] = task.length
+                self._first.setdefault(task.program, task.length)
                 self.pauses.name_agent(task.program, task.agent)
                 self.waiting.put(task, self.rank(task), self._due_s(task))
                 if not self._new:
@@ -141,18 +147,20 @@ class ProgramPolicy:
 
     def _due_s(self, task: Task) -> float:
         """When nobody may overtake a call any more: its patience is over, or most of the time to its deadline."""
-        due = task.arrived_s + _PATIENCE[task.priority] * self.knobs.patience_s
+        due = task.arrived_s + _PATIENCE[task.priority] * self.knobs.patience * self.lives.stay_s
         if task.deadline_s is None:
             return due
         return min(due, task.arrived_s + _DUE_SHARE * (task.deadline_s - task.arrived_s))
 
-    def _leave(self, event: ProgramEnded) -> None:
-        self.pauses.program_ended(event.program)
-        self.yielded.pop(event.program, None)
-        self._since_s.pop(event.program, None)
-        family = self._family.pop(event.program, event.program)
-        length = self._length.pop(event.program, 0)
-        if family == event.program:
-            self.final += _LEARNING * (length - self.final) if self.final else length
-            self._attained.pop(family, None)
-            self._joined.pop(family, None)
+    def _leave(self, event: ProgramEnded, now_s: float) -> None:
+        program = event.program
+        self.pauses.program_ended(program)
+        since_s = self._since_s.pop(program, None)
+        family = self._family.pop(program, program)
+        length, first = self._length.pop(program, 0), self._first.pop(program, 0)
+        if family != program:
+            return
+        if since_s is not None:
+            self.lives.ended(length, length - first, now_s - since_s)
+        self._attained.pop(family, None)
+        self._joined.pop(family, None)

@@ -6,17 +6,19 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from aios_kernel.scheduler.program_queue import CLASSES
-from aios_kernel.scheduler.protocol import Parked, Plan, Residency, Task, View
+from aios_kernel.scheduler.program_room import ALWAYS, Room, class_of
+from aios_kernel.scheduler.program_step import fill, urgency
+from aios_kernel.scheduler.protocol import Plan, Residency, Task, View
 
 if TYPE_CHECKING:
     from aios_kernel.scheduler.program import ProgramPolicy
 
-_RESIDENT, _QUEUED, _SWAPPED = Residency.RESIDENT, Residency.QUEUED, Residency.SWAPPED
-_ALWAYS = -1.0
-"""Of `_room`: whatever a paused program's expected rest."""
+_RESIDENT, _SWAPPED = Residency.RESIDENT, Residency.SWAPPED
+_DEARER = 4
+"""How much more room is kept for growth where contexts swap: the device is busier, and computing anew dearer."""
 
 
-class Decision:
+class Decision(Room):
     """One plan in the making. Counts are in tokens.
 
     Args:
@@ -26,47 +28,22 @@ class Decision:
     """
 
     def __init__(self, policy: ProgramPolicy, view: View, now_s: float) -> None:
-        self._plan = Plan()
-        self._policy, self._view, self._now_s = policy, view, now_s
-        self._knobs = policy.knobs
-        self._margin = min(self._knobs.margin, view.kv_total // 64)
-        self._host = view.host_free
-        self._parked = {parked.program: parked for parked in view.parked}
-        active = view.active()
-        self._runs = [task for task in active if task.residency is _RESIDENT]
-        self._preempted = [task for task in active if task.residency is _SWAPPED]
-        self._busy = {task.program for task in active}
-        self._hot: list[Task] = []
-        self._idle: list[tuple[float, Parked]] | None = None
-        block, promised, self._pending = view.block_size, 0, 0
-        for task in self._runs:  # the hot loop: no calls in it
-            policy.waiting.remove(task.id)
-            if task.generated > policy.longest:
-                policy.longest = task.generated
-            length, pending = task.length, task.pending
-            promised += -(-length // block) * block + (pending - length) // block * block
-            self._pending += pending
-        # Kept free for one call to end in, so that calls that decode never block each other for good.
-        self._reserve = min(2 * policy.longest, view.kv_total // 16) // view.block_size * view.block_size
-        self._free = view.kv_free - promised - len(self._runs) * self._margin - self._reserve
+        super().__init__(policy, view, now_s)
+        self._best = policy.waiting.best_class if self._knobs.preempt else len(CLASSES)
         self._find_hot()
 
     def make(self) -> Plan:
         """Running calls keep their room; then who is due, who comes back, who is warm, and who is new."""
-        if self._free < 0 and not self._room(0, _ALWAYS) and self._view.kv_free < self._reserve:
+        if self._free < 0 and not self._room(0, ALWAYS) and self._view.kv_free < self._reserve:
             self._take_back()
         self._return()
         self._admit_warm()
-        self._admit_yielded()
-        held = self._yielded()
-        self._free -= held
         if self._admit_due():
             self._admit_new()
             self._prefetch()
-        self._free += held
         if not self._runs:
             self._start_one()
-        self._fill()
+        self._plan.run = fill(self._view, self._runs, self._knobs.chunk, self._reserve)
         return self._plan
 
     def _find_hot(self) -> None:
@@ -97,11 +74,11 @@ class Decision:
     def _return(self) -> None:
         """Preempted calls, and those whose context is in the pool already: their programs are in."""
         for task in self._preempted:
-            if self._room(self._whole(task), 0.0):
+            if not self._is_outranked(task) and self._room(self._whole(task), 0.0, task):
                 self._plan.swap_in.append(task.id)
                 self._free -= self._whole(task)
-        for task in sorted(self._hot, key=_urgency):
-            if task.id not in self._plan.admit:
+        for task in sorted(self._hot, key=urgency):
+            if task.id not in self._plan.admit and not self._is_outranked(task):
                 self._bring(task, 1.0)
 
     def _admit_warm(self) -> None:
@@ -109,32 +86,24 @@ class Decision:
         found = [self._policy.waiting.of(name) for name, parked in self._parked.items() if parked.residency is _SWAPPED]
         warm = [task for task in found if task is not None and task.program not in self._busy]
         for task in sorted(warm, key=_arrival):
-            if not self._bring(task, 0.0):
+            if self._is_outranked(task) or not self._bring(task, 0.0):
                 break
 
-    def _admit_yielded(self) -> None:
-        """Programs that gave way and want to go on: what they lack is made up for first."""
-        for name in [*self._policy.yielded]:
-            task = self._policy.waiting.of(name)
-            out = name not in self._busy and name not in self._parked
-            if task is not None and out and not self._has_backlog():
-                self._bring(task, _ALWAYS)
-
     def _admit_new(self) -> None:
-        """Programs that are not in, while the working set with its growth fits."""
+        """Programs that are not in, while the working set with its growth fits; nobody overtakes the first one."""
         policy = self._policy
         growth = self._growth() if policy.waiting else 0.0
-        share = self._knobs.grow * (2 if self._view.can_swap else 1)
+        share = self._knobs.grow * (_DEARER if self._view.can_swap else 1)
         for task in policy.waiting.ranked():
             parked = self._parked.get(task.program)
             if task.program in self._busy:
                 self._join(task)
                 continue
-            if task.program in policy.yielded or (parked is not None and parked.residency is _SWAPPED):
+            if parked is not None and parked.residency is _SWAPPED:
                 continue
-            growth += max(0.0, policy.final - task.length)
-            crowded = self._crowded(self._whole(task) + share * growth)
-            if self._has_backlog() or (crowded and (self._runs or self._parked)):
+            growth += max(0.0, policy.lives.final - task.length)
+            crowded = self._crowded(self._whole(task) + share * growth, task)
+            if self._has_backlog(task) or (crowded and (self._runs or self._parked)):
                 break
             if not self._bring(task, self._knobs.hold):
                 break
@@ -146,15 +115,15 @@ class Decision:
             return
         if task.id in self._plan.admit:  # it was due, or had its context in the pool
             return
-        if not self._has_backlog() and any(run.program == task.program for run in runs):
+        if not self._has_backlog(task) and any(run.program == task.program for run in runs):
             self._free -= need
             self._plan.admit.append(task.id)
             runs.append(task)
 
-    def _crowded(self, need: float) -> bool:
-        """Whether the pool and host memory, with what has been kept long enough, are short of so many tokens."""
+    def _crowded(self, need: float, task: Task) -> bool:
+        """Whether the pool and host memory, with what a newcomer may take from others, are short of so many tokens."""
         room = self._free + self._host
-        return need > room and need > room + self._expired()
+        return need > room and need > room + self._expired() and need > room + self._inferior(task)
 
     def _prefetch(self) -> None:
         """With room to spare: stowed contexts of programs that are expected back before they could be fetched."""
@@ -173,21 +142,22 @@ class Decision:
         """Nothing runs: somebody must, unless contexts that are kept leave no room and will be needed soon."""
         queue = self._policy.waiting
         waiting = [*self._preempted, *self._hot, *islice(queue.due(self._now_s), 1), *islice(queue.ranked(), 1)]
+        waiting.sort(key=class_of)
         if not waiting or self._plan.fetch or self._plan.swap_in:
             return
-        kept = sum(self._blocks(parked.length) for _, parked in self._ranked_idle())
+        kept = sum(self._blocks(parked.length) for *_, parked in self._ranked_idle())
         if waiting[0] not in self._hot and self._expired() < kept and self._is_awaited():
             self._plan.patient = True
             return
         self._free += self._reserve
         self._margin = 0
-        while not self._bring(waiting[0], _ALWAYS) and self._give_way(waiting[0]):
+        while not self._bring(waiting[0], ALWAYS) and self._give_way(waiting[0]):
             pass
 
     def _is_awaited(self) -> bool:
         """Whether a program whose context is kept comes back by itself: not one that waits for a queued call."""
         queued = {task.family for task in self._policy.waiting.ranked()}
-        return any(parked.family not in queued for _, parked in self._ranked_idle())
+        return any(parked.family not in queued for *_, parked in self._ranked_idle())
 
     def _give_way(self, first: Task) -> bool:
         """Let the newest other call that has its context in the pool lose it: each holds what the others lack."""
@@ -195,18 +165,17 @@ class Decision:
         if not others:
             return False
         self._hot.remove(others[-1])
-        self._give_up(self._parked[others[-1].program], for_growth=True)
+        self._give_up(self._parked[others[-1].program])
         return True
 
     def _bring(self, task: Task, hold: float, *, claim: bool = False) -> bool:
         """Admit a call, or fetch what it goes on from, if room for it can be made; see `_room`."""
         parked = self._parked.get(task.program)
         here = parked is not None and parked.residency is _RESIDENT
-        new = parked is None and task.program not in self._policy.yielded
         need = self._whole(task) - (self._blocks(parked.length) if parked is not None and here else 0)
         was_busy = task.program in self._busy
         self._busy.add(task.program)
-        if not self._room(need, hold) and not (claim and self._claim(need, task)):
+        if not (self._room(need, hold, task) or self._preempt(need, task) or (claim and self._claim(need, task))):
             if not was_busy:
                 self._busy.discard(task.program)
             return False
@@ -220,165 +189,30 @@ class Decision:
             self._plan.admit.append(task.id)
             self._runs.append(task)
             self._pending += task.pending
-        self._policy.yielded.pop(task.program, None)
-        if new:
+        if parked is None:
             self._policy.come_in(task.program, self._now_s)
         return True
 
-    # --- who gives way ----------------------------------------------------------------------------------------------
-
-    def _room(self, need: int, hold: float) -> bool:
-        """Make room out of contexts of paused programs, those expected back last first.
-
-        Args:
-            need: tokens.
-            hold: a context stays if its expected rest is less than so many times what bringing it back takes.
-        """
-        if need <= self._free:
-            return True
-        idle = self._ranked_idle()
-        gain, count, host = 0, 0, self._host
-        for rest, parked in reversed(idle):
-            stowable = self._knobs.swap_speed > 1 and host >= parked.length
-            back_s = self._policy.recompute_s(parked.length) / (self._knobs.swap_speed if stowable else 1.0)
-            if rest < hold * back_s:
-                break
-            host -= parked.length if stowable else 0
-            gain += self._blocks(parked.length)
-            count += 1
-            if self._free + gain >= need:
-                break
-        if self._free + gain < need:
-            return False
-        for _ in range(count):
-            self._give_up(idle.pop()[1], for_growth=hold < self._knobs.hold)
-        return True
-
-    def _expired(self) -> int:
-        """Tokens of contexts that have been kept long enough."""
-        hold, back_s = self._knobs.hold, self._policy.recompute_s
-        return sum(self._blocks(p.length) for rest, p in self._ranked_idle() if rest >= hold * back_s(p.length))
-
-    def _ranked_idle(self) -> list[tuple[float, Parked]]:
-        """Contexts in the pool whose programs pause, with their expected rest; the longest at the end."""
-        if self._idle is None:
-            self._idle = [
-                (self._policy.rest_s(parked, self._now_s), parked)
-                for parked in self._parked.values()
-                if parked.residency is _RESIDENT and parked.program not in self._busy
-            ]
-            self._idle.sort(key=_rest)
-        return self._idle
-
-    def _claim(self, need: int, task: Task) -> bool:
-        """For a call that is due: programs that have been in for long give way, once they have no call running."""
-        policy = self._policy
-        paused = [parked for _, parked in self._ranked_idle() if policy.had_turn(parked.program, self._now_s)]
-        later = [
-            each
-            for each in self._hot
-            if each.id not in self._plan.admit and each.arrived_s > task.arrived_s and each.program in self._parked
-            and policy.had_turn(each.program, self._now_s)
-        ]  # fmt: skip
-        back = [self._parked[each.program] for each in later]
-        if self._free + sum(self._blocks(parked.length) for parked in (*paused, *back)) < need:
-            return False
-        gone: set[str] = set()
-        for parked in (*reversed(paused), *reversed(back)):
-            if self._free < need:
-                self._give_up(parked, for_growth=False)
-                gone.add(parked.program)
-        self._idle = [pair for pair in self._ranked_idle() if pair[1].program not in gone]
-        self._hot = [each for each in self._hot if each.program not in gone]
-        return True
-
-    def _take_back(self) -> None:
-        """Running calls have outgrown all that was kept for them: returned programs give way too, the newest first."""
-        idle = self._ranked_idle()
-        while idle and self._free < 0:
-            self._give_up(idle.pop()[1], for_growth=True)
-        while self._hot and self._free < 0:
-            task = self._hot.pop()
-            self._give_up(self._parked[task.program], for_growth=True)
-
-    def _give_up(self, parked: Parked, *, for_growth: bool) -> None:
-        """Stow a context, or drop it when host memory is full."""
-        self._free += self._blocks(parked.length)
-        self._busy.add(parked.program)  # it does not come back in the same plan
-        del self._parked[parked.program]
-        if self._knobs.swap_speed > 1 and self._host >= parked.length:
-            self._host -= parked.length
-            self._plan.stow.append(parked.program)
-            return
-        self._plan.drop.append(parked.program)
-        if for_growth and self._knobs.yielding:
-            self._policy.yielded[parked.program] = parked.length
-
     # --- what is kept free ------------------------------------------------------------------------------------------
-
-    def _yielded(self) -> int:
-        """Tokens that contexts which gave way may still have in the prefix cache; they too are kept for a time only."""
-        yielded, policy = self._policy.yielded, self._policy
-        for name, length in [*yielded.items()]:
-            if policy.pauses.remaining(name, self._now_s) > self._knobs.hold * policy.recompute_s(length):
-                del yielded[name]
-        kept = self._runs or self._parked
-        return min(sum(yielded.values()), max(0, self._free)) if kept else 0
 
     def _growth(self) -> float:
         """How much longer the contexts of programs that are in will get, by how long those that ended were."""
-        final = self._policy.final
+        final = self._policy.lives.final
         if not final or not self._knobs.grow:
             return 0.0
         growth = sum(max(0.0, final - task.length) for task in self._runs)
         return growth + sum(max(0.0, final - p.length) for p in self._parked.values() if p.program not in self._busy)
 
-    def _has_backlog(self) -> bool:
-        return self._pending > self._knobs.backlog
+    def _has_backlog(self, task: Task) -> bool:
+        """Whether much prefill is under way before a newcomer's: that of its own class and better ones."""
+        if self._pending <= self._knobs.backlog:
+            return False
+        mine = CLASSES[task.priority]
+        return sum(run.pending for run in self._runs if CLASSES[run.priority] <= mine) > self._knobs.backlog
 
-    def _whole(self, task: Task) -> int:
-        return self._blocks(task.length) + self._margin
-
-    def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self._view.block_size) * self._view.block_size
-
-    # --- who computes -----------------------------------------------------------------------------------------------
-
-    def _fill(self) -> None:
-        """Decoding calls, oldest first, then chunks of prefill: better classes first, then what is soonest through.
-
-        When little is free, only the first one goes on, so that what is left is enough for somebody to end.
-        """
-        view, run = self._view, self._plan.run
-        budget, free = view.max_step_tokens, view.kv_free
-        decoding = [task for task in self._runs if task.pending == 1 and task.generated]
-        block, keep, slots = view.block_size, 0, view.max_batch
-        for task in decoding:
-            need = 0 if (task.length - 1) % block else block
-            if budget and slots and (not need or free - need >= keep):
-                run.append((task.id, 1))
-                free -= need
-                budget -= 1
-                slots -= 1
-                keep = self._reserve
-        if decoding:
-            budget = min(budget, self._knobs.chunk)
-        if len(decoding) == len(self._runs):
-            return
-        for task in sorted((task for task in self._runs if task.pending > 1 or not task.generated), key=_urgency):
-            tokens = min(task.pending, budget, view.kv_fits(task, max(0, free - self._reserve if run else free)))
-            if tokens > 0 and len(run) < view.max_batch:
-                run.append((task.id, tokens))
-                free -= view.kv_need(task, tokens)
-                budget -= tokens
-
-
-def _rest(pair: tuple[float, Parked]) -> float:
-    return pair[0]
-
-
-def _urgency(task: Task) -> tuple[int, int]:
-    return (CLASSES[task.priority], task.pending)
+    def _is_outranked(self, task: Task) -> bool:
+        """Whether a call of a better class waits, so that this one must not take up room."""
+        return CLASSES[task.priority] > self._best
 
 
 def _arrival(task: Task) -> tuple[int, float]:

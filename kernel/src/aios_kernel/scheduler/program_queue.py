@@ -44,6 +44,11 @@ class Waiting:
         del self._ranked[bisect_left(self._ranked, (rank, number))]
         del self._due[bisect_left(self._due, (due_s, number))]
 
+    @property
+    def best_class(self) -> int:
+        """Of the calls that wait, by its place in `CLASSES`; beyond all when none does."""
+        return int(self._ranked[0][0][0]) if self._ranked else len(CLASSES)
+
     def ranked(self) -> Iterator[Task]:
         """Best first."""
         return (self._tasks[number][0] for _, number in self._ranked)

@@ -38,6 +38,8 @@ class Pool:
     max_batch: int = 8
     max_step_tokens: int = 128
     can_swap: bool = True
+    host_tokens: int = 0
+    """Of swap space, as views tell; nothing here limits what is swapped out."""
     now_s: float = 0.0
     steps: int = 0
     tasks: dict[int, Task] = field(default_factory=dict[int, Task])
@@ -111,6 +113,7 @@ class Pool:
             self.max_batch,
             self.max_step_tokens,
             self.can_swap,
+            host_free=max(0, self.host_tokens - sum(t.length for t in self.tasks.values() if t.residency is SWAPPED)),
         )
 
     def _held(self, task: Task) -> int:
