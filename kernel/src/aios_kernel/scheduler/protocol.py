@@ -79,7 +79,10 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a policy may look at when it decides. `tasks` are in order of arrival, `parked` in order of parking."""
+    """What a policy may look at when it decides. `tasks` are in order of arrival, `parked` in order of parking.
+
+    Tasks and parked contexts may be read from what goes on changing: copy what is to be kept beyond the decision.
+    """
 
     tasks: Sequence[Task]
     kv_free: int

@@ -108,7 +108,7 @@ class Stepper:
             held = self._roster.held.get(task)
             if held is None or held.context is None or task in batch or len(batch) >= engine.capabilities.max_batch:
                 continue
-            tokens = min(tokens, held.pending, budget)
+            tokens = min(tokens, held.context.pending, budget)
             need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
             if tokens > 0 and need <= free:
                 batch[task] = (held, held.context, tokens)
