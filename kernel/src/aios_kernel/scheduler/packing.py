@@ -118,7 +118,7 @@ class Packer:
             self._go_on(self._passed)
 
     def _go_on(self, place: int) -> None:
-        """Prefills of the residents from a place in the ranking on; those outside need not be looked through for them."""
+        """Prefills of the residents from a place in the ranking on, without a look at those outside."""
         for number in range(place, len(self._residents)):
             if not self._budget or not self._slots:
                 return

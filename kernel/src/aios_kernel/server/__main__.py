@@ -21,8 +21,8 @@ from aios_kernel.server.runtime import running_kernel
 
 _log = logging.getLogger("aios_kernel")
 _COLLECT = (20_000, 20, 20)
-"""When Python looks for cycles. Open calls are many objects and no cycles: with its own numbers, a kernel with 10,000 of
-them spends a third of its time on looking."""
+"""When Python looks for cycles. Open calls are many objects and no cycles: with Python's own numbers, a kernel with
+10,000 of them spends a third of its time on looking."""
 
 
 def main() -> int:
