@@ -21,12 +21,11 @@ from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import AgentExit, AgentSpawn, KernelShutdown, LlmChat, LlmResult, Message
 
 AGENTS = (1000, 10_000)
+POLICIES = ("fifo", "fair", "program")
 _MODEL = "fake:max_batch=64"
 
 
-def run(
-    agents: Sequence[int] = AGENTS, policies: Sequence[str] = ("fifo", "fair"), rounds: int = 2
-) -> list[dict[str, Any]]:
+def run(agents: Sequence[int] = AGENTS, policies: Sequence[str] = POLICIES, rounds: int = 2) -> list[dict[str, Any]]:
     """Rows `{policy, agents, calls, completed, wall_s, cpu_us_per_call, scheduler_us_per_call, idle_kb_per_agent}`."""
     rows: list[dict[str, Any]] = []
     for policy in policies:
