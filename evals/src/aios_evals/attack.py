@@ -71,7 +71,7 @@ def run(
     measured: dict[tuple[str, str], list[Attack]] = {}
     for _ in range(repeats):
         for policy, kind in itertools.product(dict.fromkeys(("fifo", *policies)), ("alone", *_ATTACKS)):
-            with tempfile.TemporaryDirectory(prefix="aios-") as home:
+            with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
                 attack = asyncio.run(_attack(Path(home), policy, kind, calls, flood))
             measured.setdefault((policy, kind), []).append(attack)
     return [_row(measured, policy, kind) for policy, kind in itertools.product(policies, _ATTACKS)]

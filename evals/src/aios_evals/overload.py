@@ -45,7 +45,7 @@ def run(seconds: float = 5.0, policy: str = "fifo", factor: int = 10, queue: int
     """Three rows: `{load, callers, per_s, of_peak, busy, busy_p50_s, busy_p99_s, retry_after_s, lost}`."""
     rows: list[dict[str, Any]] = []
     for name, callers in (("peak", queue // 2), ("overload", queue * factor), ("burst", queue * factor)):
-        with tempfile.TemporaryDirectory(prefix="aios-") as home:
+        with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
             config = Config(
                 home=home,
                 model=_MODEL,

@@ -30,7 +30,7 @@ def run(agents: Sequence[int] = AGENTS, policies: Sequence[str] = POLICIES, roun
     rows: list[dict[str, Any]] = []
     for policy in policies:
         for count in agents:
-            with tempfile.TemporaryDirectory(prefix="aios-") as home:
+            with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
                 rows.append(asyncio.run(_measure(Path(home), policy, count, rounds)))
     return rows
 

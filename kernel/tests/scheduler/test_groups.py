@@ -19,7 +19,7 @@ def grouped(mine: str, rest: str = "fifo", weight: float = 1.0) -> Groups:
     return Groups(POLICIES[rest]({}), {"mine": (POLICIES[mine]({}), weight)})
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if not getattr(POLICIES[name], "parks", False)])
+@pytest.mark.parametrize("policy", [*POLICIES])
 @settings(max_examples=40, deadline=None)
 @given(
     calls=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 20), st.booleans()), min_size=1, max_size=20),
