@@ -215,6 +215,7 @@ def contention(
     """Recorded agent sessions, scaled down, that overload a real engine: our policies, plain LRU, and vLLM served."""
     from aios_evals import report
     from aios_evals.contention import run as contending
+    from aios_evals.terminated import ended_in_order
     from aios_evals.workloads.load import data_folder
     from aios_kernel.config import home_of, load
 
@@ -226,7 +227,8 @@ def contention(
         programs=programs,
         repeats=3 if full else 1,
     )
-    rows, notes = contending.run(asked)
+    with ended_in_order():
+        rows, notes = contending.run(asked)
     report.emit("contention", rows, json=json, notes=notes)
 
 
