@@ -84,6 +84,7 @@ class Kernel:
         self.managers = managers
         self.loop = asyncio.get_running_loop()
         self.http_url: str | None = None
+        self.leaves = False  # with its last client
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
         self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config), self._moved_soon)
         self.agents = AgentService(
@@ -370,6 +371,11 @@ class Kernel:
         return Ok()
 
     def _do_shutdown(self, open_call: OpenCall, call: syscalls.KernelShutdown) -> Ok:
+        others = len(self.sessions) - 1
+        if call.if_idle and not self.leaves:
+            raise errors.Busy("it was started to stay", fix="aios kill --kernel")
+        if call.if_idle and others:
+            raise errors.Busy(f"it has {others} other clients, and leaves after the last of them")
         self.loop.call_soon(self.shutdown.set)
         return Ok()
 
