@@ -24,6 +24,7 @@ class KernelLog(RotatingFileHandler):
         self._lead()
 
     def _lead(self) -> None:
+        assert self.stream is not None  # it is opened at once
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         for descriptor in (1, 2):
