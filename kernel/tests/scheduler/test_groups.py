@@ -19,7 +19,9 @@ def grouped(mine: str, rest: str = "fifo", weight: float = 1.0) -> Groups:
     return Groups(POLICIES[rest]({}), {"mine": (POLICIES[mine]({}), weight)})
 
 
-@pytest.mark.parametrize("policy", [*POLICIES])
+# Not `program`: it counts on room that other groups take, and leaves it to the dispatcher to cut such a plan, which this
+# pool takes for a fault.
+@pytest.mark.parametrize("policy", [name for name in POLICIES if not getattr(POLICIES[name], "parks", False)])
 @settings(max_examples=40, deadline=None)
 @given(
     calls=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 20), st.booleans()), min_size=1, max_size=20),

@@ -93,10 +93,14 @@ class Groups:
             weight -= group.weight
             if left.max_step_tokens < 1 or left.max_batch < 1:
                 break
-            limits = (min(share, left.max_step_tokens), min(places, left.max_batch))
-            left = self._ask(
-                group, row, replace(left, max_step_tokens=limits[0], max_batch=limits[1]), left, plan, now_s
+            promised = sum(_promised(task, view, plan) for n, r in enumerate(rows) if n != number for task in r)
+            seen = replace(
+                left,
+                max_step_tokens=min(share, left.max_step_tokens),
+                max_batch=min(places, left.max_batch),
+                kv_free=max(0, left.kv_free - promised),
             )
+            left = self._ask(group, row, seen, left, plan, now_s)
         self._reclaim(busy, rows, view, left.kv_free, plan)
         return plan
 
@@ -184,6 +188,14 @@ class Groups:
         tasks = view.by_id()
         gone = {*plan.stow, *plan.drop, *(tasks[number].program for number in plan.admit)}
         return [row for row in group.parked if row.residency is Residency.RESIDENT and row.program not in gone]
+
+
+def _promised(task: Task, view: View, plan: Plan) -> int:
+    """KV that a call in the pool still needs for what it has begun, beyond what the plan takes for it already."""
+    if task.residency is not Residency.RESIDENT or task.id in plan.swap_out:
+        return 0
+    taken = next((tokens for number, tokens in plan.run if number == task.id), 0)
+    return view.kv_need(task, task.pending) - view.kv_need(task, taken)
 
 
 def _first_outside(row: Sequence[Task], moving: set[int]) -> Task | None:
