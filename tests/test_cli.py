@@ -98,6 +98,39 @@ def test_a_second_kernel_says_who_owns_the_directory(served: Shell) -> None:
     assert "fix:" in output
 
 
+def test_serve_takes_over_from_a_kernel_whose_clients_have_gone(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    shell.environment["AIOS_GRACE_S"] = "60"
+    shell("run", str(file), "hello", "--quiet")
+    kernel = shell.start("serve")
+    assert kernel.stdout is not None
+    assert "makes room" in kernel.stdout.readline()
+    assert "serving fake" in kernel.stdout.readline()
+    kernel.send_signal(signal.SIGINT)
+    kernel.stdout.close()
+    assert kernel.wait(20) == 0
+
+
+def test_serve_leaves_a_kernel_alone_that_has_clients(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text("import sys\nprint('here', flush=True)\nsys.stdin.read()\n")
+    agent = subprocess.Popen(
+        [AIOS, "run", str(file)],
+        env=shell.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdout is not None
+    assert agent.stdout.readline() == "here\n"
+    output = shell("serve", status=1)
+    assert "1 other clients" in output
+    assert "fix:" in output
+    agent.communicate(timeout=20)
+    assert agent.returncode == 0
+
+
 def test_kill(served: Shell) -> None:
     assert "fix: aios ps" in served("kill", "nobody", status=1)
     served("kill", "--kernel")

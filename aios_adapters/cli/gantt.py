@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -35,6 +36,7 @@ svg{border:1px solid #cbd5e0;max-width:none}
 text{font:11px system-ui,sans-serif;fill:#1a202c}
 .key{display:inline-block;margin-right:14px}
 .key i{display:inline-block;width:12px;height:12px;margin-right:4px;vertical-align:-1px}
+.mark{font-size:13px;font-weight:bold;paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}
 .scroll{overflow:auto}
 """
 _HATCH = (
@@ -82,7 +84,11 @@ def _legend() -> str:
     kinds = [f'<span class="key"><i style="background:{colour}"></i>{kind}</span>' for kind, colour in _COLOURS.items()]
     square = '<svg width="12" height="12"><rect width="12" height="12" fill="url(#wait)"/></svg>'
     hatched = f'<span class="key">{square} waiting</span>'
-    marks = [f'<span class="key">{sign} {words}</span>' for sign, _, words in _MARKS.values() if sign]
+    marks = [
+        f'<span class="key"><b style="color:{colour}">{sign}</b> {words}</span>'
+        for sign, colour, words in _MARKS.values()
+        if sign
+    ]
     return "".join([*kinds, hatched, *marks])
 
 
@@ -102,11 +108,18 @@ def _drawing(spans: Sequence[Span], programs: Sequence[str]) -> str:
 
 
 def _axis(scale: _Scale, height: int) -> Iterator[str]:
-    for tick in range(_TICKS + 1):
-        at_s = scale.length_s * tick / _TICKS
-        x = _LEFT + _WIDTH * tick / _TICKS
+    step_s = _round_step(scale.length_s / _TICKS)
+    for tick in range(int(scale.length_s / step_s) + 1):
+        at_s = step_s * tick
+        x = scale.x(scale.began_s + at_s)
         yield f'<line x1="{x:.1f}" y1="{_TOP - 6}" x2="{x:.1f}" y2="{height}" stroke="#e2e8f0"/>'
-        yield f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="middle">{at_s:.3g} s</text>'
+        yield f'<text x="{x:.1f}" y="{_TOP - 12}" text-anchor="middle">{at_s:.6g} s</text>'
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, ... (and 0.5, 0.2, ...) that is at least so much."""
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next((unit * factor for factor in (1, 2, 5) if unit * factor >= least * (1 - 1e-9)), unit * 10)
 
 
 def _names(spans: Sequence[Span], rows: dict[str, int]) -> Iterator[str]:
@@ -135,7 +148,8 @@ def _drawn(span: Span, y: int, scale: _Scale) -> Iterator[str]:
         if sign:
             title = escape(f"{words} at {mark.at_s - scale.began_s:.3f} s {mark.detail}".strip())
             place = f'x="{scale.x(mark.at_s):.1f}" y="{y + _BAR - 2}"'
-            yield f'<text {place} text-anchor="middle" style="fill:{colour}">{sign}<title>{title}</title></text>'
+            middle = f'class="mark" {place} text-anchor="middle"'
+            yield f'<text {middle} style="fill:{colour}">{sign}<title>{title}</title></text>'
 
 
 def waits(span: Span) -> list[tuple[float, float, str]]:

@@ -18,10 +18,10 @@ import typer
 
 from aios_adapters import _kernel
 from aios_adapters.cli.looking import OWN_NAME, show_table, visible
-from aios_kernel.client import Client, connect, kernel_command, kernel_environment, kernel_input
-from aios_kernel.config import Config, load, socket_of
-from aios_kernel.errors import InvalidRequest, from_code
-from aios_kernel.syscalls import Failed, KernelInfo, KernelPs, KernelStatus, Programs
+from aios_kernel.client import Client, connect, kernel_command, kernel_environment, kernel_input, wait_until_free
+from aios_kernel.config import Config, home_of, load, socket_of
+from aios_kernel.errors import AiosError, Busy, InvalidRequest, KernelLocked, from_code
+from aios_kernel.syscalls import Failed, KernelInfo, KernelPs, KernelShutdown, KernelStatus, Programs
 
 Model = Annotated[str | None, typer.Option("--model", help="`demo`, `fake`, a path or a Hugging Face id.")]
 Home = Annotated[str | None, typer.Option("--home", help="Data directory.")]
@@ -48,6 +48,7 @@ def serve(  # noqa: PLR0913 - a command's options
         "compile": compile, "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
     config = load(flags)
+    _take_over(config)
     ours, theirs = os.pipe()
     command = [*kernel_command(config, forever=True), "--report-fd", str(theirs)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,), env=kernel_environment())
@@ -61,6 +62,27 @@ def serve(  # noqa: PLR0913 - a command's options
     with os.fdopen(ours, "rb") as reports:
         _announce(config, reports.read())
     raise SystemExit(process.wait())
+
+
+def _take_over(config: Config) -> None:
+    """Have a kernel that was started for a client leave at once if its last client has gone.
+
+    Raises KernelLocked when it still has clients; any other kernel is left to the start, which says whose it is.
+    """
+    try:
+        connection = connect(config, client=OWN_NAME, start=False)
+    except AiosError:
+        return
+    with contextlib.closing(connection):
+        try:
+            Client(connection).call(KernelShutdown(if_idle=True))
+        except Busy as busy:
+            raise KernelLocked(
+                f"another kernel (pid {connection.welcome.pid}) owns {home_of(config)}: {busy.message}",
+                fix="use it (nothing to start), end it with `aios kill --kernel`, or set AIOS_HOME to another folder",
+            ) from busy
+        typer.echo(f"the kernel (pid {connection.welcome.pid}) that was left here by its clients makes room")
+    wait_until_free(config, config.start_timeout_s)
 
 
 def _announce(config: Config, report: bytes) -> None:

@@ -10,11 +10,13 @@ calls that ended while all of them were there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from aios_kernel.client import AsyncClient, connect
@@ -22,6 +24,7 @@ from aios_kernel.config import Config
 from aios_kernel.syscalls import AgentSpawn, KernelShutdown, LlmChat, LlmResult, Message
 
 POLICIES = ("fifo", "round_robin", "priority", "fair", "program")
+_ATTACKS = ("flood", "prompt")
 _VICTIMS = 9
 _WIDTH = 4
 _MODEL = "fake:step_us=1000,token_us=10,max_batch=16,window=131072"
@@ -58,29 +61,39 @@ class Attack:
         return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 
 
-def run(policies: Sequence[str] = POLICIES, calls: int = 60, flood: int = 1000) -> list[dict[str, Any]]:
-    """One row a policy and attack; throughput is relative to that of `fifo` under the same attack."""
-    measured: dict[tuple[str, str], Attack] = {}
-    for policy in dict.fromkeys(("fifo", *policies)):
-        for kind in ("alone", "flood", "prompt"):
-            with tempfile.TemporaryDirectory(prefix="aios-") as home:
-                measured[policy, kind] = asyncio.run(_attack(Path(home), policy, kind, calls, flood))
-    return [_row(measured, policy, kind) for policy in policies for kind in ("flood", "prompt")]
+def run(
+    policies: Sequence[str] = POLICIES, calls: int = 60, flood: int = 1000, repeats: int = 1
+) -> list[dict[str, Any]]:
+    """One row a policy and attack; throughput is relative to that of `fifo` under the same attack.
+
+    With `repeats`, everything is done so often, in turns, and each number is the median.
+    """
+    measured: dict[tuple[str, str], list[Attack]] = {}
+    for _ in range(repeats):
+        for policy, kind in itertools.product(dict.fromkeys(("fifo", *policies)), ("alone", *_ATTACKS)):
+            with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
+                attack = asyncio.run(_attack(Path(home), policy, kind, calls, flood))
+            measured.setdefault((policy, kind), []).append(attack)
+    return [_row(measured, policy, kind) for policy, kind in itertools.product(policies, _ATTACKS)]
 
 
-def _row(measured: dict[tuple[str, str], Attack], policy: str, kind: str) -> dict[str, Any]:
-    attack, alone, fifo = measured[policy, kind], measured[policy, "alone"], measured["fifo", kind]
+def _row(measured: dict[tuple[str, str], list[Attack]], policy: str, kind: str) -> dict[str, Any]:
+    attacks = measured[policy, kind]
     victims = [f"victim{number}" for number in range(_VICTIMS)]
+    p99_s, alone_s = (median(a.p99_s() for a in measured[policy, which]) for which in (kind, "alone"))
+    per_s, fifo_per_s = (median(a.per_s() for a in measured[which, kind]) for which in (policy, "fifo"))
+    everyone = [*victims, "flooder"]
     return {
         "policy": policy,
         "attack": kind,
-        "victim_p99_s": attack.p99_s(),
-        "alone_p99_s": alone.p99_s(),
-        "p99_ratio": attack.p99_s() / alone.p99_s(),
-        "jain": attack.jain([*victims, "flooder"]) if kind == "flood" else None,
-        "victims_jain": attack.jain(victims),
-        "tokens_per_s": attack.per_s(),
-        "fifo_ratio": attack.per_s() / fifo.per_s(),
+        "victim_p99_s": p99_s,
+        "alone_p99_s": alone_s,
+        "p99_ratio": p99_s / alone_s,
+        "jain": median(a.jain(everyone) for a in attacks) if kind == "flood" else None,
+        "victims_jain": median(a.jain(victims) for a in attacks),
+        "tokens_per_s": per_s,
+        "fifo_ratio": per_s / fifo_per_s,
+        "repeats": len(attacks),
     }
 
 

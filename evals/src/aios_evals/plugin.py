@@ -238,6 +238,7 @@ def contention(
     """Recorded agent sessions, scaled down, that overload a real engine: our policies, plain LRU, and vLLM served."""
     from aios_evals import report
     from aios_evals.contention import run as contending
+    from aios_evals.terminated import ended_in_order
     from aios_evals.workloads.load import data_folder
     from aios_kernel.config import home_of, load
 
@@ -249,7 +250,8 @@ def contention(
         programs=programs,
         repeats=3 if full else 1,
     )
-    rows, notes = contending.run(asked)
+    with ended_in_order():
+        rows, notes = contending.run(asked)
     report.emit("contention", rows, json=json, notes=notes)
 
 
@@ -276,21 +278,26 @@ def attack(
     json: Json = False,
     full: Full = False,
     policy: Annotated[list[str] | None, typer.Option(help="Of the scheduler; again for several.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure so often, in turns, and give medians.")] = 1,
 ) -> None:
     """One agent floods, nine want their work done: their p99, the Jain index and the throughput under each policy."""
     from aios_evals import report
     from aios_evals.attack import POLICIES, run
 
-    report.emit("attack", run(_known(policy, POLICIES), calls=240 if full else 60), json=json)
+    report.emit("attack", run(_known(policy, POLICIES), calls=240 if full else 60, repeats=repeats), json=json)
 
 
 @bench.command()
-def scale(json: Json = False, full: Full = False) -> None:
+def scale(
+    json: Json = False,
+    full: Full = False,
+    policy: Annotated[list[str] | None, typer.Option(help="Of the scheduler; again for several.")] = None,
+) -> None:
     """Ten thousand agents on the fake engine: whether all complete, CPU of a syscall, memory of an idle agent."""
     from aios_evals import report
-    from aios_evals.scale import run
+    from aios_evals.scale import POLICIES, run
 
-    report.emit("scale", run(rounds=10 if full else 1), json=json)
+    report.emit("scale", run(policies=_known(policy, POLICIES), rounds=10 if full else 2), json=json)
 
 
 @bench.command()

@@ -21,17 +21,16 @@ from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import AgentExit, AgentSpawn, KernelShutdown, LlmChat, LlmResult, Message
 
 AGENTS = (1000, 10_000)
+POLICIES = ("fifo", "fair", "program")
 _MODEL = "fake:max_batch=64"
 
 
-def run(
-    agents: Sequence[int] = AGENTS, policies: Sequence[str] = ("fifo", "fair"), rounds: int = 2
-) -> list[dict[str, Any]]:
+def run(agents: Sequence[int] = AGENTS, policies: Sequence[str] = POLICIES, rounds: int = 2) -> list[dict[str, Any]]:
     """Rows `{policy, agents, calls, completed, wall_s, cpu_us_per_call, scheduler_us_per_call, idle_kb_per_agent}`."""
     rows: list[dict[str, Any]] = []
     for policy in policies:
         for count in agents:
-            with tempfile.TemporaryDirectory(prefix="aios-") as home:
+            with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
                 rows.append(asyncio.run(_measure(Path(home), policy, count, rounds)))
     return rows
 

@@ -90,7 +90,9 @@ def _openai(config: Config) -> LoadedModel:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{config.model} needs {error.name}", fix="pip install 'aios-kernel[openai]'") from error
     name = config.model.partition(":")[2]
-    return openai_model(name, config.base_url, api_key=config.api_key, slots=config.server_slots)
+    return openai_model(
+        name, config.base_url, api_key=config.api_key, slots=config.server_slots, hints=config.server_hints
+    )
 
 
 def _sqlite(home: Path) -> Storage:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from aios_kernel.errors import ConfigError
-from aios_kernel.scheduler.settings import GroupPolicy, Limits
+from aios_kernel.scheduler.settings import GroupPolicy, Limits, ServerHints
 from aios_kernel.syscalls import WindowStrategy
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -34,11 +34,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: str = "demo"
     """What to serve: `demo`, `fake`, a path, a Hugging Face id, or `openai:NAME` for a model at `base_url`."""
     base_url: str = ""
-    """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`."""
+    """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`; several,
+    with commas between them, serve the same model, and a program stays at one."""
     api_key: str = ""
     """That server's key."""
     server_slots: Annotated[int, msgspec.Meta(ge=1)] = 64
     """Calls that are open at that server at once; the policy decides whose."""
+    server_hints: ServerHints = ServerHints()
+    """What that server is told beside the calls."""
     revision: str = ""
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}
@@ -172,7 +175,7 @@ def _from_environment() -> tuple[dict[str, Any], dict[str, Origin]]:
 
 def _parse_tables(key: str, text: str) -> Any:
     """Tables are written as JSON in the environment; everything else is taken as it stands."""
-    if not isinstance(getattr(Config(), key), dict | Limits):
+    if not isinstance(getattr(Config(), key), dict | msgspec.Struct):
         return text
     try:
         return msgspec.json.decode(text)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from aios_kernel.errors import InvalidRequest, ProtocolError
+from aios_kernel.errors import AiosError, InvalidRequest, ProtocolError
 from aios_kernel.syscalls import MAX_FRAME_BYTES, ClientFrame, KernelFrame
 
 _LENGTH = struct.Struct(">I")
@@ -78,19 +78,42 @@ class _Envelope(msgspec.Struct, tag="request"):
     program: Any = None
 
 
-class Malformed(msgspec.Struct, frozen=True):
-    """A request whose arguments are not of the ABI. It fails alone: others share its connection."""
+class Unread(msgspec.Struct, frozen=True):
+    """A request that fails before it was read: its arguments are not of the ABI, or the kernel takes none just now.
+
+    It fails alone: others share its connection.
+    """
 
     id: int
     syscall: str
     program: str
-    error: InvalidRequest
+    error: AiosError
 
 
-class _ClientFrames(FrameReader["ClientFrame | Malformed"]):
+class Gate(Protocol):
+    """Decides over requests before they are read; see `aios_kernel.overload.Gate`."""
+
+    @property
+    def full(self) -> bool:
+        """Whether there may be a refusal at all."""
+        ...
+
+    def refusal(self, syscall: str) -> AiosError | None:
+        """The error for a syscall of this name that comes now; None: it may come in."""
+        ...
+
+
+class _ClientFrames(FrameReader["ClientFrame | Unread"]):
     _envelope = msgspec.msgpack.Decoder(_Envelope)
 
-    def _decode(self, body: bytes) -> ClientFrame | Malformed:
+    def __init__(self, gate: Gate | None) -> None:
+        super().__init__(msgspec.msgpack.Decoder(ClientFrame))
+        self._gate = gate
+
+    def _decode(self, body: bytes) -> ClientFrame | Unread:
+        refused = self._refused(body)
+        if refused is not None:
+            return refused
         try:
             return super()._decode(body)
         except ProtocolError as error:
@@ -104,12 +127,23 @@ class _ClientFrames(FrameReader["ClientFrame | Malformed"]):
                 f"the arguments cannot be read: {error.__cause__}",
                 fix="correct the named argument, or install the same version of aios-kernel on both sides",
             )
-            return Malformed(envelope.id, envelope.call.type, str(envelope.program or ""), wrong)
+            return Unread(envelope.id, envelope.call.type, str(envelope.program or ""), wrong)
+
+    def _refused(self, body: bytes) -> Unread | None:
+        """A request that is not to be taken now; as little of it is read as tells whose it is."""
+        if self._gate is None or not self._gate.full:
+            return None
+        try:
+            envelope = self._envelope.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return None  # no request
+        error = self._gate.refusal(envelope.call.type)
+        return None if error is None else Unread(envelope.id, envelope.call.type, str(envelope.program or ""), error)
 
 
-def client_frames() -> FrameReader[ClientFrame | Malformed]:
-    """A reader for the kernel's side."""
-    return _ClientFrames(msgspec.msgpack.Decoder(ClientFrame))
+def client_frames(gate: Gate | None = None) -> FrameReader[ClientFrame | Unread]:
+    """A reader for the kernel's side; `gate` decides over requests before their arguments are read."""
+    return _ClientFrames(gate)
 
 
 def kernel_frames() -> FrameReader[KernelFrame]:

@@ -32,7 +32,7 @@ from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.managers import Managers
-from aios_kernel.overload import Turns
+from aios_kernel.overload import Gate
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
 from aios_kernel.scheduler.protocol import Options, Policy
 from aios_kernel.session import Session
@@ -84,12 +84,14 @@ class Kernel:
         self.managers = managers
         self.loop = asyncio.get_running_loop()
         self.http_url: str | None = None
+        self.leaves = False  # with its last client
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
         self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config), self._moved_soon)
         self.agents = AgentService(
             observe=self.dispatcher.observe, drop=managers.drop, standings=self.dispatcher.standings
         )
         self.sessions: set[Session] = set()
+        self.gate = Gate(config.max_open_calls)
         self.shutdown = asyncio.Event()
         self._make_policy = make_policy
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
@@ -98,8 +100,6 @@ class Kernel:
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open = 0
-        self._turns = Turns()
         self._closing = False
         self._began = time.time()
         self._version = importlib.metadata.version("aios-kernel")  # reads files: not at every question
@@ -140,12 +140,8 @@ class Kernel:
 
     def submit(self, open_call: OpenCall, timeout_s: float | None) -> None:
         """Run a syscall; it ends exactly once through `open_call`."""
-        self._open += 1
+        self.gate.enter()
         self.agents.open_calls.setdefault(open_call.program.id, set()).add(open_call)
-        if self._open > self.config.max_open_calls:
-            wait_s = self._turns.next_s(time.monotonic())
-            open_call.fail(errors.Busy(f"{self._open - 1:,} syscalls are open", retry_after_s=wait_s))
-            return
         self._set_deadline(open_call, timeout_s)
         try:
             answer = self._routes[type(open_call.call)](open_call, open_call.call)
@@ -186,9 +182,7 @@ class Kernel:
 
     def ended(self, open_call: OpenCall, outcome: str) -> None:
         """Book a call that has just ended; called once for each."""
-        self._open -= 1
-        if outcome != errors.Busy.code:
-            self._turns.ended(time.monotonic())
+        self.gate.leave()
         self.agents.open_calls.get(open_call.program.id, set()).discard(open_call)
         self._settle(open_call)
         now = time.time()
@@ -377,6 +371,11 @@ class Kernel:
         return Ok()
 
     def _do_shutdown(self, open_call: OpenCall, call: syscalls.KernelShutdown) -> Ok:
+        others = len(self.sessions) - 1
+        if call.if_idle and not self.leaves:
+            raise errors.Busy("it was started to stay", fix="aios kill --kernel")
+        if call.if_idle and others:
+            raise errors.Busy(f"it has {others} other clients, and leaves after the last of them")
         self.loop.call_soon(self.shutdown.set)
         return Ok()
 

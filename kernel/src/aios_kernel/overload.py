@@ -1,13 +1,22 @@
-"""When those that a full kernel refuses should come again: one after the other, at the rate at which calls end."""
+"""How much a kernel takes at once, and when those that it refuses should come again."""
 
 from __future__ import annotations
 
+import time
+
+from aios_kernel.errors import Busy
+
+_ALWAYS = frozenset({"agent.exit", "tool.end"})
+"""What ends something is let in, as is whatever looks after the kernel itself."""
 _LEAST_S, _MOST_S = 0.1, 30.0
 _SMOOTHING = 0.02
 
 
 class Turns:
-    """Gives out times to come again, so that the refused do not all return at once and are refused again."""
+    """Gives out times to come again, one after the other, at the rate at which calls end.
+
+    So the refused do not all return at once and are refused again.
+    """
 
     def __init__(self) -> None:
         self._gap_s = 0.01  # between two ends, smoothed
@@ -25,3 +34,35 @@ class Turns:
         self._last_s = max(self._last_s + self._gap_s, now_s + _LEAST_S)
         self._last_s = min(self._last_s, now_s + _MOST_S)
         return self._last_s - now_s
+
+
+class Gate:
+    """Counts the open syscalls; `most` may be open."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open = 0
+        self._turns = Turns()
+
+    @property
+    def full(self) -> bool:
+        """Whether most syscalls are refused now."""
+        return self.open >= self.most
+
+    def refusal(self, syscall: str) -> Busy | None:
+        """The error for a syscall that comes now, with the time to come again; None: it may come in.
+
+        Decided by its name alone, so that nobody need read it first.
+        """
+        if not self.full or syscall in _ALWAYS or syscall.startswith("kernel."):
+            return None
+        return Busy(f"{self.open:,} syscalls are open", retry_after_s=self._turns.next_s(time.monotonic()))
+
+    def enter(self) -> None:
+        """One has come in."""
+        self.open += 1
+
+    def leave(self) -> None:
+        """One has ended."""
+        self.open -= 1
+        self._turns.ended(time.monotonic())

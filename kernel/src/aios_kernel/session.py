@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aios_kernel import errors
 from aios_kernel.bookkeeping import resource_of
 from aios_kernel.calls import OpenCall, Reply, failed
-from aios_kernel.frames import Malformed
+from aios_kernel.frames import Unread
 from aios_kernel.process import Program
 from aios_kernel.syscalls import AgentSpawn, Request, name_of
 
@@ -40,6 +40,9 @@ class Session:
         try:
             if request.id in self._open:
                 raise errors.ProtocolError(f"request {request.id} is open already")
+            full = self._kernel.gate.refusal(name_of(request.call))
+            if full is not None:
+                raise full
             program = self._program_of(request)
         except errors.AiosError as error:
             name = name_of(request.call)
@@ -50,11 +53,13 @@ class Session:
         self._open[request.id] = open_call
         self._kernel.submit(open_call, request.timeout_s)
 
-    def refuse(self, request: Malformed, reply: Reply) -> None:
-        """End a request that cannot be read with what is wrong with it."""
+    def refuse(self, request: Unread, reply: Reply) -> None:
+        """End a request that was not read with its error."""
         if not self._closed:
             self._kernel.refused(self, request.syscall, request.program, "", request.error)
-        reply(failed(request.id, request.error, None, request.syscall))
+        program = self._kernel.agents.table.known(request.program)
+        agent = program.agent if program is not None and program.principal == self.principal else None
+        reply(failed(request.id, request.error, agent, request.syscall))
 
     def cancel(self, number: int) -> None:
         """Stop an open request; it ends with `Cancelled`."""

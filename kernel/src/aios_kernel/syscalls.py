@@ -556,7 +556,12 @@ class KernelPolicy(_Message, frozen=True, tag="kernel.policy"):
 
 
 class KernelShutdown(_Message, frozen=True, tag="kernel.shutdown"):
-    """Stop the kernel after its open calls were cancelled."""
+    """Stop the kernel after its open calls were cancelled.
+
+    `if_idle`: only a kernel that would leave with its last client, and has none but the caller; else `Busy`.
+    """
+
+    if_idle: bool = False
 
 
 class KernelStatus(_Message, frozen=True, tag="kernel.status"):

@@ -50,3 +50,21 @@ async def test_the_oldest_of_several_boxes_comes_first() -> None:
 async def test_the_limit_counts_bytes() -> None:
     with pytest.raises(errors.InvalidRequest):
         Mailboxes().put("me", "agent", mail("é" * (9 * 1024 * 1024)))
+
+
+async def test_a_box_and_all_boxes_are_bounded_in_bytes() -> None:
+    boxes = Mailboxes()
+    large = "x" * (16 << 20)
+    for _ in range(4):
+        boxes.put("me", "agent", mail(large))
+    with pytest.raises(errors.Busy, match='mailbox of "agent" is full'):
+        boxes.put("me", "agent", mail("x"))
+    for number in range(7):
+        for _ in range(4):
+            boxes.put("me", f"other{number}", mail(large))
+    with pytest.raises(errors.Busy, match="all mailboxes together"):
+        boxes.put("me", "one more", mail("x"))
+    assert (await boxes.take("me", ["agent"], None, None)).body == large
+    boxes.put("me", "agent", mail("x"))
+    boxes.discard("me", "other0")
+    boxes.put("me", "one more", mail(large))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -53,7 +54,7 @@ class Listening(Fifo):
             self.changed.notify_all()
 
     def decide(self, view: View, now_s: float) -> Plan:
-        self.seen.append(view)
+        self.seen.append(dataclasses.replace(view, tasks=[*view.tasks]))
         return super().decide(view, now_s)
 
     def wait_for(self, event: type[Event]) -> Event:

@@ -51,6 +51,8 @@ class Life:
     def __init__(self, model: LoadedModel, policy: Policy, space: SwapSpace | None = None) -> None:
         self.model = model
         self.ends: dict[int, int] = {}
+        self.groups: dict[str, str] = {}
+        """Of programs; `g` if not named."""
         self._changed = threading.Condition()
         self._service = ChatService(model, Config())
         self._talks: dict[str, list[Message]] = {}
@@ -62,7 +64,7 @@ class Life:
         talk = self._talks.setdefault(program, [])
         talk.append(Message(role="user", content=text))
         call = LlmChat(messages=[*talk], sampling=Sampling(max_tokens=tokens, temperature=0.0, **order))
-        owner = Program(id=program, agent="a", principal="me", group="g")
+        owner = Program(id=program, agent="a", principal="me", group=self.groups.get(program, "g"))
         generation = self._service.prepare(self.dispatcher.next_id(), call, owner)
         self.dispatcher.submit(generation)
         return generation

@@ -31,7 +31,7 @@ class Scripted(Fifo):
         self.orders: list[tuple[str, str]] = []
 
     def decide(self, view: View, now_s: float) -> Plan:
-        self.views.append(view)
+        self.views.append(dataclasses.replace(view, tasks=[*view.tasks], parked=[*view.parked]))
         plan = super().decide(view, now_s)
         orders, self.orders = self.orders, []
         for verb, program in orders:

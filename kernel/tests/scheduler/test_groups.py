@@ -19,6 +19,8 @@ def grouped(mine: str, rest: str = "fifo", weight: float = 1.0) -> Groups:
     return Groups(POLICIES[rest]({}), {"mine": (POLICIES[mine]({}), weight)})
 
 
+# Not `program`: it counts on room that other groups take, and leaves it to the dispatcher to cut such a plan, which
+# this pool takes for a fault.
 @pytest.mark.parametrize("policy", [name for name in POLICIES if not getattr(POLICIES[name], "parks", False)])
 @settings(max_examples=40, deadline=None)
 @given(

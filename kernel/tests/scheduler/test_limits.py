@@ -116,3 +116,14 @@ def test_what_was_used_counts_on_under_another_policy() -> None:
     second = here.submit(Call(60, 10, agent="eager"))
     here.run(100)
     assert second in here.refused
+
+
+def test_a_plan_says_who_waits_for_a_limit() -> None:
+    limits = Limits(agents={"slow": Limit(tokens_per_s=10), "narrow": Limit(calls=1)})
+    here = limited("fifo", limits)
+    slow = [here.submit(Call(100, 20, agent="slow")) for _ in range(2)]
+    narrow = [here.submit(Call(20, 20, agent="narrow")) for _ in range(2)]
+    here.submit(Call(20, 20, agent="free"))
+    here.step()
+    here.step()
+    assert here.log[-1].waits == dict.fromkeys(slow, "its rate") | {narrow[1]: "its cap of calls"}

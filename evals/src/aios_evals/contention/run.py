@@ -188,7 +188,9 @@ def _notes(asked: Asked) -> list[str]:
         "the pool is the sum of the longest contexts over 4, or over 0.8: everything fits",
         "every prompt contains what that engine answered before; lengths are forced: no token ends an answer",
         f"34 M weights in float32, {asked.threads} thread an engine; ours: dispatcher, contexts, policy and engine "
-        "in process; vllm: its own HTTP server on loopback, prefix cache on, no offload",
+        "in process; vllm: its own HTTP server on loopback, prefix cache on",
+        "vllm has no host memory beside its pool: the offloading of vLLM 0.32 (--kv-offloading-size) refuses to run on "
+        "anything but a CUDA-like or XPU device",
         f"{LRU}: our engine and fifo, nothing held in the prefix cache: eviction is plain LRU",
         "mean_s to p99_s: completion of whole programs, think times included; amplification: computed over needed",
     ]

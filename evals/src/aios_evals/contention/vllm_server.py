@@ -58,7 +58,11 @@ class VllmServer:
         self._process = subprocess.Popen(
             command, env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:  # ctrl-C too: nobody else knows of the server yet
+            self.close()
+            raise
 
     def ask(self, program: str, prompt: list[int], n_tokens: int) -> Answer:
         """See `served.Served.ask`."""
@@ -119,7 +123,6 @@ class VllmServer:
                 return
         self._log.seek(0)
         tail = self._log.read()[-600:].decode(errors="replace")
-        self.close()
         raise EngineError(f"vLLM did not come up: {tail}", fix="make bench-peers")
 
 

@@ -3,7 +3,14 @@
 from aios_kernel.client._async import AsyncClient
 from aios_kernel.client._blocking import Client
 from aios_kernel.client._connection import Connection
-from aios_kernel.client._launch import connect, kernel_command, kernel_environment, kernel_input, stop_in_process
+from aios_kernel.client._launch import (
+    connect,
+    kernel_command,
+    kernel_environment,
+    kernel_input,
+    stop_in_process,
+    wait_until_free,
+)
 
 __all__ = [
     "AsyncClient",
@@ -14,4 +21,5 @@ __all__ = [
     "kernel_environment",
     "kernel_input",
     "stop_in_process",
+    "wait_until_free",
 ]

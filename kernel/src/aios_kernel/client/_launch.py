@@ -129,6 +129,14 @@ def _join(config: Config, client: str, ends_at: float) -> Connection | None:
     return None
 
 
+def wait_until_free(config: Config, seconds: float) -> bool:
+    """Wait for the kernel that owns the data directory to leave; whether it has."""
+    ends_at = time.monotonic() + seconds
+    while (locked := _locked(config)) and time.monotonic() < ends_at:
+        time.sleep(_POLL_S)
+    return not locked
+
+
 def _locked(config: Config) -> bool:
     """Whether a kernel owns the data directory; a shared lock for a moment, which the start of a kernel expects."""
     try:
@@ -151,7 +159,7 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [*kernel_command(config, forever=False), "--report-fd", str(theirs)],
+                [*kernel_command(config, forever=False), "--report-fd", str(theirs), "--log", str(log)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from aios_kernel.chat.generation import Generation, Order
 from aios_kernel.context.held import Held
@@ -13,7 +13,7 @@ from aios_kernel.context.parking import Parking
 from aios_kernel.context.residue import Residue
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.context.swap import SwapTiers
-from aios_kernel.engine.protocol import Context, Engine, Grammar
+from aios_kernel.engine.protocol import Caller, Context, Engine, ForCallers, Grammar
 from aios_kernel.errors import AiosError, OutOfMemory
 from aios_kernel.scheduler.protocol import Residency
 
@@ -81,6 +81,13 @@ class ContextManager:
         return max(contexts, key=lambda context: context.computed, default=None)
 
     def _open(self, order: Order) -> Context:
+        if self._engine.capabilities.callers:
+            family = order.root or order.program
+            caller = Caller(order.program, family, order.agent, order.priority, order.max_tokens)
+            engine = cast("ForCallers", self._engine)
+            return engine.open_for(
+                caller, order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt
+            )
         return self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
 
     def swap_out(self, held: Held) -> None:

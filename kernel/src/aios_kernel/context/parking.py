@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from aios_kernel.context.residue import Residue
 from aios_kernel.context.swap import SwapTiers
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted
 from aios_kernel.scheduler.protocol import Parked, Residency
+from aios_kernel.scheduler.rows import Rows
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +36,10 @@ class ParkedContext(Place):
     Attributes:
         order: of that call.
         since_s: when it ended.
-        wanted: somebody asked for it to come back, and it has not arrived.
     """
 
     order: Order
     since_s: float
-    wanted: bool = False
 
     def row(self) -> Parked:
         """As the policies see it."""
@@ -68,6 +67,7 @@ class Parking:
 
     Attributes:
         on: whether contexts are parked; see `switch`.
+        rows: what the policies see of them.
         moves: what was moved since somebody took note of it.
     """
 
@@ -76,19 +76,20 @@ class Parking:
         self._tiers = tiers
         self._residue = residue
         self._parked: dict[str, ParkedContext] = {}  # by program, in order of parking
-        self._rows: Sequence[Parked] | None = None
+        self._shown: dict[str, Parked] = {}
+        self._changed: set[str] = set()
+        self._wanted: dict[str, None] = {}  # to come back, not arrived yet
+        self.rows = Rows(self._shown)
         self.on = False
         self.moves: list[Move] = []
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    @property
-    def rows(self) -> Sequence[Parked]:
-        """What the policies see; the same object until something changes."""
-        if self._rows is None:
-            self._rows = tuple(parked.row() for parked in self._parked.values())
-        return self._rows
+    def take_changed(self) -> set[str]:
+        """The programs whose parked context has come, gone or moved since the last time."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def switch(self, *, on: bool) -> None:
         """Begin to park, on an engine whose pool is ours to plan, or give up all that is parked."""
@@ -99,8 +100,8 @@ class Parking:
     def park(self, order: Order, context: Context, now_s: float) -> None:
         """Keep the context of a call that has ended, in place of what its program had parked before."""
         before = self._take(order.program)
-        self._parked[order.program] = ParkedContext(order, now_s, context=context)
-        self._rows = None
+        parked = self._parked[order.program] = ParkedContext(order, now_s, context=context)
+        self._show(parked)
         if before is not None:
             self._free(before)
 
@@ -118,7 +119,7 @@ class Parking:
         self._tiers.keep(parked, snapshot)
         self._residue.forget(program)  # it has a copy: the cache should rather keep what has none
         self.moves.append(Move(program, "swap_out", parked.computed))
-        self._rows = None
+        self._show(parked)
         return True
 
     def fetch(self, program: str) -> bool:
@@ -128,9 +129,10 @@ class Parking:
             return False
         try:
             snapshot = self._tiers.bring(parked)
-            parked.wanted = snapshot is None
             if snapshot is None:
+                self._wanted[program] = None
                 return False
+            self._wanted.pop(program, None)
             parked.context = self._engine.restore(snapshot)
         except KvExhausted:
             return False
@@ -139,7 +141,7 @@ class Parking:
             return self.forget(program)
         self._tiers.forget(parked)
         self.moves.append(Move(program, "swap_in", parked.computed))
-        self._rows = None
+        self._show(parked)
         return True
 
     def drop(self, program: str) -> bool:
@@ -172,7 +174,7 @@ class Parking:
 
     def settle(self) -> None:
         """Bring in what has arrived from the disk since."""
-        for program in [program for program, parked in self._parked.items() if parked.wanted]:
+        for program in [*self._wanted]:
             self.fetch(program)
 
     def reusable(self, held: Held) -> int:
@@ -211,10 +213,17 @@ class Parking:
         except Exception:  # noqa: BLE001 - as in `stow`
             _log.exception("a parked context did not arrive")
 
+    def _show(self, parked: ParkedContext) -> None:
+        program = parked.order.program
+        self._shown[program] = parked.row()
+        self._changed.add(program)
+
     def _take(self, program: str) -> ParkedContext | None:
         parked = self._parked.pop(program, None)
         if parked is not None:
-            self._rows = None
+            self._wanted.pop(program, None)
+            del self._shown[program]
+            self._changed.add(program)
         return parked
 
     def _free(self, parked: ParkedContext) -> None:

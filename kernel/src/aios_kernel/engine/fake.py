@@ -73,6 +73,9 @@ class _Vocabulary:
                     self._words.append(word)
         return number
 
+    def word(self, token: int) -> str:
+        return self._words[token]
+
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(self._words[token] for token in tokens)
 
@@ -179,7 +182,7 @@ class FakeStream:
 
     def push(self, token: int) -> TextPiece:
         """One word."""
-        word = self._vocabulary.decode([token])
+        word = self._vocabulary.word(token)
         if not word.startswith("\x1f"):
             return TextPiece(word)
         _, name, arguments = word.split("\x1f", 2)
@@ -362,7 +365,7 @@ class FakeEngine:
         return -(-tokens // size) * size
 
     def _reply(self, marker: int) -> list[int]:
-        word = self._vocabulary.decode([marker])
+        word = self._vocabulary.word(marker)
         if not word.startswith("\x1d"):
             return self._vocabulary.encode("echo")
         if word[1:] == _PONDER:

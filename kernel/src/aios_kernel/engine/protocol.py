@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from aios_kernel.errors import AiosError
+from aios_kernel.syscalls import Priority
 
 
 class KvExhausted(Exception):
@@ -130,6 +131,8 @@ class Capabilities:
     prompt_logprobs: bool = False
     vocab: int = 0
     """Tokens that the model knows; 0: not known here."""
+    callers: bool = False
+    """It wants to know whose contexts it opens (`ForCallers`)."""
 
 
 class Context(Protocol):
@@ -332,6 +335,27 @@ class SnapshotFiles(Protocol[SOut]):
 
         Raises SnapshotError: the file is gone, damaged, or of another engine.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose context is opened. `family` is the program at the top of the caller's; `max_tokens` of the answer."""
+
+    program: str
+    family: str
+    agent: str
+    priority: Priority
+    max_tokens: int | None = None
+
+
+class ForCallers(Protocol):
+    """What an engine with `Capabilities.callers` offers: it passes on what it is told of a caller."""
+
+    def open_for(
+        self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
+    ) -> Context:
+        """As `Engine.open`."""
         ...
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from aios_kernel.context.manager import ContextManager, Held
-from aios_kernel.scheduler.protocol import Parked, Residency, Task
+from aios_kernel.scheduler.protocol import Residency, Task
+from aios_kernel.scheduler.rows import Rows
 
 
 class Board:
@@ -24,7 +26,7 @@ class Board:
         self._count = itertools.count()
         self._placed: set[int] = set()  # with KV
         self._queued_of: dict[str, set[int]] = {}
-        self._parked: Sequence[Parked] = ()
+        self._shown = (Rows(self._rows), MappingProxyType(self._rows))
 
     def add(self, held: Held) -> None:
         """A call has come."""
@@ -54,11 +56,15 @@ class Board:
             if held.generation.id in self._rows and held.residency is Residency.QUEUED:
                 self._refreshed(held.generation.id)
 
-    def look(self) -> tuple[list[Task], list[Task], dict[int, Task]]:
-        """All rows, those with KV (both in order of arrival), and all by id."""
+    def look(self) -> tuple[Rows[Task], list[Task], Mapping[int, Task]]:
+        """All rows, those with KV (both in order of arrival), and all by id.
+
+        The first and the last are not copied: they show what is there when somebody looks.
+        """
         self._compare_with_parked()
         placed = [self._refreshed(number) for number in sorted(self._placed, key=self._order.__getitem__)]
-        return [*self._rows.values()], placed, dict(self._rows)
+        everything, by_id = self._shown
+        return everything, placed, by_id
 
     def _refreshed(self, number: int) -> Task:
         row = self._rows[number] = self._row(self._held[number])
@@ -66,13 +72,9 @@ class Board:
 
     def _compare_with_parked(self) -> None:
         """What is parked in the pool need not be computed: the calls that go on from it have less to do."""
-        now = self._contexts.parking.rows
-        if now is self._parked:
-            return
-        for program in {row.program for row in {*self._parked} ^ {*now}}:
+        for program in self._contexts.parking.take_changed():
             for number in self._queued_of.get(program, ()):
                 self._refreshed(number)
-        self._parked = now
 
     def _unqueue(self, held: Held, number: int) -> None:
         program = held.generation.order.program
@@ -84,6 +86,7 @@ class Board:
 
     def _row(self, held: Held) -> Task:
         generation, order = held.generation, held.generation.order
+        context = held.context
         return Task(
             id=generation.id,
             program=order.program,
@@ -92,8 +95,8 @@ class Board:
             priority=order.priority,
             arrived_s=generation.arrived_s,
             residency=held.residency,
-            length=held.total,
-            pending=self._contexts.pending(held),
+            length=held.total if context is None else len(context.tokens),
+            pending=self._contexts.pending(held) if context is None else context.pending,
             generated=generation.generated,
             root=order.root,
             deadline_s=order.deadline_s,

@@ -76,7 +76,7 @@ class Dispatcher:
 
     def standings(self) -> dict[str, Standing]:
         """What each program has in the engine, as of the last step."""
-        return standings(self.view)
+        return standings(self.view, self._stepper.waits)
 
     @property
     def tokens_computed(self) -> int:

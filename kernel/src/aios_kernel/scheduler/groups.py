@@ -2,7 +2,9 @@
 
 Each step's tokens and places are divided among the groups that have something to do, in proportion to their weights;
 what one leaves over goes on to the next, the one that has had least so far coming last, so that nothing is wasted. When
-the pool is full, the group that holds most beyond its share gives its newest context up to one that is below its own.
+the pool is full, the group that holds most beyond its share gives a parked context, or else its newest one, up to one
+that is below its own. What calls of a group leave parked is its own policy's to decide on; it is dropped at once where
+that policy parks nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from aios_kernel.scheduler.protocol import (
     Computed,
     Event,
     Finished,
+    Parked,
     Plan,
     Policy,
     Residency,
@@ -33,17 +36,22 @@ class _Group:
     attained: float = 0.0
     """Tokens computed for it, by weight."""
     calls: dict[int, None] = field(default_factory=dict[int, None])
+    parked: list[Parked] = field(default_factory=list[Parked])
+    """What its calls have left, as of this decision."""
+
+    @property
+    def parks(self) -> bool:
+        return getattr(self.policy, "parks", False)
 
 
 class Groups:
     """Policies of groups by name; all other groups together make one more, of weight 1."""
 
-    parks = False
-
     def __init__(self, rest: Policy, members: Mapping[str, tuple[Policy, float]]) -> None:
         self.name = rest.name
         self._groups = {name: _Group(policy, weight) for name, (policy, weight) in members.items()}
         self._groups[_REST] = _Group(rest, 1.0)
+        self.parks = any(group.parks for group in self._groups.values())
         self._of: dict[int, _Group] = {}
         self._new: dict[int, Arrived] = {}
 
@@ -68,13 +76,15 @@ class Groups:
 
     def decide(self, view: View, now_s: float) -> Plan:
         """Ask every group that has something to do, the one that has had most first."""
-        tasks = view.by_id()
+        tasks, plan = view.by_id(), Plan()
         self._meet(tasks, now_s)
-        busy = sorted((group for group in self._groups.values() if group.calls), key=lambda group: -group.attained)
+        self._sort_out(view.parked, plan)
+        busy = [group for group in self._groups.values() if group.calls or group.parked]
+        busy.sort(key=lambda group: -group.attained)
         rows = [[tasks[number] for number in group.calls if number in tasks] for group in busy]
         weight = sum(group.weight for group in busy)
         wants = [min(view.max_step_tokens, sum(task.pending for task in row)) for row in rows]
-        plan, left = Plan(), view
+        left = view
         for number, (group, row) in enumerate(zip(busy, rows, strict=True)):
             others = sum(wants[number + 1 :])
             part = group.weight / weight if weight else 1.0
@@ -83,12 +93,27 @@ class Groups:
             weight -= group.weight
             if left.max_step_tokens < 1 or left.max_batch < 1:
                 break
-            limits = (min(share, left.max_step_tokens), min(places, left.max_batch))
-            left = self._ask(
-                group, row, replace(left, max_step_tokens=limits[0], max_batch=limits[1]), left, plan, now_s
+            promised = sum(_promised(task, view, plan) for n, r in enumerate(rows) if n != number for task in r)
+            seen = replace(
+                left,
+                max_step_tokens=min(share, left.max_step_tokens),
+                max_batch=min(places, left.max_batch),
+                kv_free=max(0, left.kv_free - promised),
             )
-        self._reclaim(busy, rows, view, plan)
+            left = self._ask(group, row, seen, left, plan, now_s)
+        self._reclaim(busy, rows, view, left.kv_free, plan)
         return plan
+
+    def _sort_out(self, parked: Sequence[Parked], plan: Plan) -> None:
+        """Give every group what it has parked; what a policy that parks nothing has left is dropped."""
+        for group in self._groups.values():
+            group.parked = []
+        for row in parked:
+            group = self._groups.get(row.group) or self._groups[_REST]
+            if group.parks:
+                group.parked.append(row)
+            else:
+                plan.drop.append(row.program)
 
     def _meet(self, tasks: Mapping[int, Task], now_s: float) -> None:
         for event in [event for number, event in self._new.items() if number in tasks]:
@@ -105,8 +130,9 @@ class Groups:
         """Add a group's plan; gives what is left for the others."""
         tasks = {task.id: task for task in row}
         placed = [task for task in row if task.residency is not Residency.QUEUED]
-        theirs = group.policy.decide(replace(view, tasks=row, placed=placed, index=tasks), now_s)
-        for name in ("swap_out", "swap_in", "admit", "run", "refuse"):
+        seen = replace(view, tasks=row, placed=placed, index=tasks, parked=group.parked)
+        theirs = group.policy.decide(seen, now_s)
+        for name in ("swap_out", "swap_in", "admit", "run", "stow", "fetch", "drop", "refuse"):
             getattr(plan, name).extend(getattr(theirs, name))
         plan.patient = plan.patient or theirs.patient
         free = left.kv_free + sum(view.kv_held(tasks[number]) for number in theirs.swap_out)
@@ -115,26 +141,73 @@ class Groups:
         # A newcomer keeps the room of its whole prompt.
         came = [tasks[number] for number in (*theirs.admit, *theirs.swap_in)]
         free -= sum(view.kv_need(task, task.pending) - view.kv_need(task, run.get(task.id, 0)) for task in came)
-        used = sum(run.values())
+        lengths = {parked.program: parked.length for parked in group.parked}
+        free -= sum(lengths[program] for program in theirs.fetch if program in lengths)
         return replace(
-            left, kv_free=max(0, free), max_step_tokens=left.max_step_tokens - used, max_batch=left.max_batch - len(run)
+            left,
+            kv_free=max(0, free),
+            max_step_tokens=left.max_step_tokens - sum(run.values()),
+            max_batch=left.max_batch - len(run),
+            host_free=max(0, left.host_free - sum(lengths.get(program, 0) for program in theirs.stow)),
         )
 
-    def _reclaim(self, busy: Sequence[_Group], rows: Sequence[Sequence[Task]], view: View, plan: Plan) -> None:
-        """Take a context from the group that is furthest above its share of the pool, for one below that waits."""
-        if not view.can_swap or len(busy) < 2:
+    def _reclaim(
+        self, busy: Sequence[_Group], rows: Sequence[Sequence[Task]], view: View, free: int, plan: Plan
+    ) -> None:
+        """Take a context from the group that is furthest above its share of the pool, for one below that waits.
+
+        What is parked is touched only where memory, of which `free` tokens are left, is what they wait for.
+        """
+        if len(busy) < 2:
             return
         weight = sum(group.weight for group in busy)
         moving = {*plan.admit, *plan.swap_in, *plan.swap_out}
         residents = [[t for t in row if t.residency is Residency.RESIDENT and t.id not in moving] for row in rows]
+        parked = [self._idle(group, view, plan) for group in busy]
         over = [
-            sum(view.kv_held(task) for task in kept) - view.kv_total * group.weight / weight
-            for group, kept in zip(busy, residents, strict=True)
+            sum(map(view.kv_held, kept)) + sum(row.length for row in idle) - view.kv_total * group.weight / weight
+            for group, kept, idle in zip(busy, residents, parked, strict=True)
         ]
-        waits = [any(t.residency is not Residency.RESIDENT and t.id not in moving for t in row) for row in rows]
+        waits = [_first_outside(row, moving) for row in rows]
+        hungry = {number: task for number, task in enumerate(waits) if task is not None and over[number] < 0}
+        if not hungry:
+            return
+        short = any(view.kv_need(task, task.pending) > free for task in hungry.values())
         most = max(range(len(busy)), key=over.__getitem__)
-        needy = any(wait and spare < 0 for wait, spare in zip(waits, over, strict=True))
-        if needy and over[most] > 0 and len(residents[most]) > 1:
-            newest = residents[most][-1]
-            plan.swap_out.append(newest.id)
-            plan.run = [(number, tokens) for number, tokens in plan.run if number != newest.id]
+        if over[most] > 0:
+            if short and parked[most]:
+                _give_up(parked[most][0], view, plan)
+            elif view.can_swap and len(residents[most]) > 1:
+                _push_out(residents[most][-1], plan)
+        elif short and any(parked) and any(not residents[number] for number in hungry):
+            # All are within their shares, and one has nothing in the pool: it is not to wait for what only lies there.
+            _give_up(min((idle[0] for idle in parked if idle), key=lambda row: row.since_s), view, plan)
+
+    def _idle(self, group: _Group, view: View, plan: Plan) -> list[Parked]:
+        """What a group has parked in the pool and keeps there, the oldest first."""
+        tasks = view.by_id()
+        gone = {*plan.stow, *plan.drop, *(tasks[number].program for number in plan.admit)}
+        return [row for row in group.parked if row.residency is Residency.RESIDENT and row.program not in gone]
+
+
+def _promised(task: Task, view: View, plan: Plan) -> int:
+    """KV that a call in the pool still needs for what it has begun, beyond what the plan takes for it already."""
+    if task.residency is not Residency.RESIDENT or task.id in plan.swap_out:
+        return 0
+    taken = next((tokens for number, tokens in plan.run if number == task.id), 0)
+    return view.kv_need(task, task.pending) - view.kv_need(task, taken)
+
+
+def _first_outside(row: Sequence[Task], moving: set[int]) -> Task | None:
+    """The oldest call of a group that has no place in the pool and gets none."""
+    return next((t for t in row if t.residency is not Residency.RESIDENT and t.id not in moving), None)
+
+
+def _give_up(parked: Parked, view: View, plan: Plan) -> None:
+    """Out of the pool, to where there is room for it."""
+    (plan.stow if parked.length <= view.host_free else plan.drop).append(parked.program)
+
+
+def _push_out(task: Task, plan: Plan) -> None:
+    plan.swap_out.append(task.id)
+    plan.run = [(number, tokens) for number, tokens in plan.run if number != task.id]

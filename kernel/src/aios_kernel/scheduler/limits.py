@@ -131,6 +131,7 @@ class Limited:
         _strike(plan, unseen)
         plan.refuse.extend((task.id, error) for task, error in refused)
         plan.patient = plan.patient or bool(hidden)
+        plan.waits |= {number: "its rate" if wait_s else "its cap of calls" for number, wait_s in hidden.items()}
         if view.can_swap:
             long = [tasks[number] for number, wait_s in hidden.items() if wait_s > _LONG_S]
             plan.swap_out.extend(task.id for task in long if task.residency is Residency.RESIDENT)

@@ -71,12 +71,18 @@ class Packer:
         A newcomer counts among the best only if it may push the last resident out.
         """
         ranked = iter(self._ranked)
-        if len(self._residents) < self._view.max_batch or not self._view.can_swap or self._may_displace is None:
+        places = self._view.max_batch
+        if len(self._residents) < places or not self._view.can_swap or self._may_displace is None:
             return ranked, set()
-        head, best = [*islice(ranked, 2 * self._view.max_batch)], set[int]()
-        for task in head:
-            if len(best) < self._view.max_batch and (task.residency is _RESIDENT or self._outdoes(task)):
-                best.add(task.id)
+        head, best = list[Task](), set[int]()
+        for task in ranked:
+            head.append(task)
+            if task.residency is not _RESIDENT and not self._outdoes(task):
+                break  # nobody overtakes it
+            best.add(task.id)
+            if len(best) == places:
+                break
+        best.update(islice((task.id for task in self._residents if task.id not in best), places - len(best)))
         return chain(head, ranked), {task.id for task in self._residents} - best
 
     def _outdoes(self, newcomer: Task) -> bool:
@@ -97,19 +103,27 @@ class Packer:
     def _serve(self, ranked: Iterator[Task]) -> None:
         """Newcomers and prefills, until there is nothing left to give or nobody left to take."""
         chunks = sum(task.pending > 1 for task in self._residents)
-        full = False  # nobody overtakes the first newcomer that does not fit
-        if not self._budget or not self._slots:
-            return
-        for task in ranked:
+        for task in ranked if self._budget and self._slots else ():
             if task.residency is not _RESIDENT:
-                full = full or not self._bring_in(task)
+                if not self._bring_in(task):
+                    break  # nobody overtakes the first newcomer that does not fit
             else:
                 self._passed += 1
                 if task.pending > 1:
                     chunks -= 1
                     self._continue(task, self._passed - 1)
-            if not self._budget or not self._slots or (full and not chunks):
+            if not self._budget or not self._slots:
                 return
+        if chunks:
+            self._go_on(self._passed)
+
+    def _go_on(self, place: int) -> None:
+        """Prefills of the residents from a place in the ranking on, without a look at those outside."""
+        for number in range(place, len(self._residents)):
+            if not self._budget or not self._slots:
+                return
+            if self._residents[number].pending > 1:
+                self._continue(self._residents[number], number)
 
     def _continue(self, task: Task, place: int) -> None:
         """Run a resident task: its whole chunk if room can be made for it, else what fits."""

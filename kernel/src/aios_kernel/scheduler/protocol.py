@@ -79,7 +79,10 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a policy may look at when it decides. `tasks` are in order of arrival, `parked` in order of parking."""
+    """What a policy may look at when it decides. `tasks` are in order of arrival, `parked` in order of parking.
+
+    Tasks and parked contexts may be read from what goes on changing: copy what is to be kept beyond the decision.
+    """
 
     tasks: Sequence[Task]
     kv_free: int
@@ -142,6 +145,8 @@ class Plan:
     drop: list[str] = field(default_factory=list[str])
     refuse: list[tuple[int, AiosError]] = field(default_factory=list[tuple[int, AiosError]])
     """Tasks to end with an error, before anything else is done."""
+    waits: dict[int, str] = field(default_factory=dict[int, str])
+    """What tasks wait for if not for room, in words, for whoever looks at them."""
     patient: bool = False
     """That nothing runs is meant so: a task waits for the time to pass (a rate)."""
 

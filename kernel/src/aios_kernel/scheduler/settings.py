@@ -46,3 +46,24 @@ class GroupPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policy: str
     options: dict[str, float | int | str | bool] = {}
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class ServerHints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table `[server_hints]`: what a model server is told beside the call. Strict servers refuse unknown fields."""
+
+    priority: bool = False
+    """`priority`: -1 interactive, 0 normal, 1 batch; lower is earlier (vLLM with `--scheduling-policy priority`)."""
+    cache_salt: bool = False
+    """`cache_salt`: keeps trust domains apart in the server's prefix cache (vLLM, SGLang)."""
+    session_header: str = ""
+    """A header with the name of the program's family, for routers that keep sessions together; empty: none."""
+    agent_hints: bool = False
+    """`nvext.agent_hints`: priority (the higher the earlier) and expected length (NVIDIA Dynamo)."""
+    slice_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Ask for so many tokens at once and for the rest with the answer's beginning as a prefix
+    (`continue_final_message`: vLLM, SGLang); then policies may also take calls off the server. 0: whole answers."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no name of a header."""
+        if not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.session_header):
+            raise ValueError("session_header is no name of a header")

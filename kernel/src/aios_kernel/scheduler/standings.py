@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aios_kernel.process import Standing
 from aios_kernel.scheduler.protocol import Residency, Task, View
 
@@ -12,14 +14,17 @@ _WAITS = {
 }
 
 
-def standings(view: View) -> dict[str, Standing]:
-    """Resident and swapped tokens of every program, those of parked contexts included, and why its call waits."""
+def standings(view: View, waits: Mapping[int, str]) -> dict[str, Standing]:
+    """Resident and swapped tokens of every program, those of parked contexts included, and why its call waits.
+
+    `waits`: see `Plan.waits`.
+    """
     found: dict[str, Standing] = {}
-    for task in view.tasks:
+    for task in [*view.tasks]:  # the engine's thread goes on meanwhile
         standing = found.setdefault(task.program, Standing())
-        standing.waiting_for = standing.waiting_for or _WAITS[task.residency]
+        standing.waiting_for = standing.waiting_for or waits.get(task.id) or _WAITS[task.residency]
         _add(standing, task.residency, _computed(task))
-    for parked in view.parked:
+    for parked in [*view.parked]:
         _add(found.setdefault(parked.program, Standing()), parked.residency, parked.length)
     return found
 

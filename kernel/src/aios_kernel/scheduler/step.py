@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aios_kernel import errors
@@ -29,6 +29,7 @@ class Stepper:
     Attributes:
         tokens_computed: that went through the model.
         view: what the policy saw last; other threads may read it.
+        waits: what tasks wait for if not for room, by the last plan.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Stepper:
         self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
         self.tokens_computed = 0
+        self.waits: Mapping[int, str] = {}
         self.view = self._view()
 
     @property
@@ -61,6 +63,7 @@ class Stepper:
         self._contexts.settle()
         self.view = self._view()
         plan = self._roster.policy.decide(self.view, time.monotonic())
+        self.waits = plan.waits
         for task, error in plan.refuse:
             self._roster.fail([held for held in (self._roster.held.get(task),) if held is not None], error)
         moved = self._moves.carry_out(plan)
@@ -108,7 +111,7 @@ class Stepper:
             held = self._roster.held.get(task)
             if held is None or held.context is None or task in batch or len(batch) >= engine.capabilities.max_batch:
                 continue
-            tokens = min(tokens, held.pending, budget)
+            tokens = min(tokens, held.context.pending, budget)
             need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
             if tokens > 0 and need <= free:
                 batch[task] = (held, held.context, tokens)

@@ -107,7 +107,7 @@ class Door(asyncio.Protocol):
         self._kernel = kernel
         self._doorman = doorman
         self._doors = doors
-        self._reader = frames.client_frames()
+        self._reader = frames.client_frames(kernel.gate)
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -185,14 +185,14 @@ class Door(asyncio.Protocol):
         assert self._transport is not None
         return self._written - self._transport.get_write_buffer_size()
 
-    def _take(self, frame: ClientFrame | frames.Malformed) -> None:
+    def _take(self, frame: ClientFrame | frames.Unread) -> None:
         if isinstance(frame, Hello):
             self._greet(frame)
         elif self._session is None:
             raise errors.ProtocolError("the first frame must be a greeting")
         elif isinstance(frame, Request):
             self._session.request(frame, self._send)
-        elif isinstance(frame, frames.Malformed):
+        elif isinstance(frame, frames.Unread):
             self._session.refuse(frame, self._send)
         else:
             assert isinstance(frame, Cancel)

@@ -1,70 +1,81 @@
-"""The engine half: a context is an open request; a step hands on what its answer has brought since."""
+"""The engine half: a context is an answer that a server gives; a step hands on what has arrived of it since."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
-from aios_kernel.engine.openai.server import ModelServer
-from aios_kernel.engine.openai.tokens import WINDOW, Piece, Prompt
+from aios_kernel.engine.openai.context import RemoteContext
+from aios_kernel.engine.openai.hints import hint_fields, hint_headers
+from aios_kernel.engine.openai.server import Arrive
+from aios_kernel.engine.openai.servers import Servers
+from aios_kernel.engine.openai.tokens import WINDOW, Prompt
 from aios_kernel.engine.openai.wire import request_body
-from aios_kernel.engine.protocol import Capabilities, Grammar, KvExhausted, SamplingParams, Snapshot, StepOutput
-from aios_kernel.errors import AiosError, Unsupported
+from aios_kernel.engine.protocol import Caller, Capabilities, Grammar, KvExhausted, SamplingParams, StepOutput
+from aios_kernel.errors import AiosError, SnapshotError, Unsupported
+from aios_kernel.scheduler.settings import ServerHints
 
 _WAIT_S = 0.01
 """How long a step waits for something to arrive: orders to the dispatcher wait as long."""
+_SLACK = WINDOW // 2
+"""Tokens that are free but in no slot: what a policy keeps back for growth is not to cost a slot."""
+_NOBODY = Caller("", "", "", "normal")
 
 
-class RemoteContext:
-    """See `aios_kernel.engine.protocol.Context`. The prompt counts as computed when the answer begins."""
+@dataclass(slots=True)
+class RemoteSnapshot:
+    """A context whose request was given up for a while."""
 
-    __slots__ = ("arrived", "cached", "close", "computed", "tokens")
-
-    def __init__(self, prompt: Prompt) -> None:
-        self.tokens: list[int] = list(prompt)
-        self.computed = 0
-        self.cached = 0
-        self.arrived: deque[Piece | AiosError] = deque()
-        self.close: Callable[[], object] = bool
+    context: RemoteContext
+    fingerprint: str
+    nbytes: int = 0
 
     @property
-    def pending(self) -> int:
-        """Tokens not computed yet."""
-        return len(self.tokens) - self.computed
+    def tokens(self) -> list[int]:
+        """Of the context."""
+        return self.context.tokens
 
-    def take(self) -> Piece | AiosError | None:
-        """All that has arrived as one piece; an error comes after what was before it."""
-        taken: Piece | None = None
-        while self.arrived:
-            if isinstance(self.arrived[0], AiosError):
-                return taken or self.arrived.popleft()
-            piece = self.arrived.popleft()
-            assert isinstance(piece, Piece)
-            taken = piece if taken is None else taken.joined(piece)
-        return taken
+    @property
+    def computed(self) -> int:
+        """Of the context."""
+        return self.context.computed
+
+    def save(self, path: Path) -> None:
+        """Not offered: it is a request, and no KV."""
+        raise Unsupported("the openai engine writes no snapshots", fix="serve it by the torch engine: aios serve PATH")
 
 
 class OpenAIEngine:
     """See `aios_kernel.engine.protocol.Engine`; of its promises this one keeps those without a flag.
 
     Args:
-        server: where the model is.
+        servers: where the model is.
         model: its name there.
         slots: calls that are open at once.
+        hints: what the servers are told beside the calls; None: nothing.
     """
 
     name = "openai"
 
-    def __init__(self, server: ModelServer, model: str, *, slots: int) -> None:
-        self.fingerprint = f"openai:{server.url}:{model}"
-        self._server = server
+    def __init__(self, servers: Servers, model: str, *, slots: int, hints: ServerHints | None = None) -> None:
+        self.fingerprint = f"openai:{servers.url}:{model}"
+        self._servers = servers
+        self._hints = hints or ServerHints()
         self._model = model
         self._live: set[RemoteContext] = set()
         self._news = threading.Event()
-        # There is no pool to fill: every slot has room for a whole sequence.
-        self.capabilities = Capabilities(kv_tokens=slots * WINDOW, max_batch=slots, max_step_tokens=slots * WINDOW)
+        # There is no pool to fill: a slot is a block, which has room for a whole sequence.
+        self.capabilities = Capabilities(
+            block_size=WINDOW,
+            kv_tokens=slots * WINDOW + _SLACK,
+            max_batch=slots,
+            max_step_tokens=slots * WINDOW,
+            snapshot=self._hints.slice_tokens > 0,
+            callers=True,
+        )
 
     def open(
         self,
@@ -75,6 +86,14 @@ class OpenAIEngine:
         lora: str | None = None,
         salt: bytes = b"",
     ) -> RemoteContext:
+        """As `open_for`, for a caller that is not known."""
+        if lora is not None:
+            self._lacks("LoRA")
+        return self.open_for(_NOBODY, tokens, sampling=sampling, grammar=grammar, salt=salt)
+
+    def open_for(
+        self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
+    ) -> RemoteContext:
         """Send the call that the tokens stand for; of `sampling` the seed counts, the rest is in the call.
 
         Raises:
@@ -83,18 +102,17 @@ class OpenAIEngine:
         """
         if not isinstance(tokens, Prompt):
             raise ValueError("the openai engine opens calls, not tokens")
-        if lora is not None:
-            self._lacks("LoRA")
         if len(self._live) >= self.capabilities.max_batch:
             raise KvExhausted("all slots are taken")
-        context = RemoteContext(tokens)
+        server, call, headers = self._servers.of(caller.family), tokens.call, hint_headers(self._hints, caller)
+        body = request_body(call, self._model, sampling.seed) | hint_fields(self._hints, caller, call, salt)
 
-        def arrive(piece: Piece | AiosError) -> None:
-            context.arrived.append(piece)
-            self._news.set()
+        def ask(body: dict[str, Any], arrive: Arrive) -> Callable[[], object]:
+            return server.ask(body, arrive, headers)
 
-        context.close = self._server.ask(request_body(tokens.call, self._model, sampling.seed), arrive)
-        self._live.add(context)
+        context = RemoteContext(tokens, server, ask, body, self._hints.slice_tokens)
+        context.ask(self._news)
+        self._take_in(context)
         return context
 
     def append(self, context: RemoteContext, tokens: Sequence[int]) -> None:
@@ -104,6 +122,9 @@ class OpenAIEngine:
     def step(self, plan: Sequence[tuple[RemoteContext, int]]) -> list[StepOutput]:
         """Hand on what has arrived, all of it as one token a context; wait a moment if there is nothing."""
         self._news.clear()
+        for context, _ in plan:
+            if not context.asking and not context.arrived:
+                context.ask(self._news)
         if not any(context.arrived for context, _ in plan):
             self._news.wait(_WAIT_S)
         return [_output(context) for context, _ in plan]
@@ -119,17 +140,26 @@ class OpenAIEngine:
         """Not offered."""
         self._lacks("forks")
 
-    def snapshot(self, context: RemoteContext) -> Snapshot:
-        """Not offered."""
-        self._lacks("snapshots")
+    def snapshot(self, context: RemoteContext) -> RemoteSnapshot:
+        """Take a call off its server; offered if `slice_tokens` is set. What cannot be cut goes on there, unheard."""
+        if not self.capabilities.snapshot:
+            self._lacks("snapshots")
+        context.pause()
+        self._let_go(context)
+        return RemoteSnapshot(context, self.fingerprint)
 
-    def restore(self, snapshot: Snapshot) -> RemoteContext:
-        """Not offered."""
-        self._lacks("snapshots")
+    def restore(self, snapshot: RemoteSnapshot) -> RemoteContext:
+        """Bring it back: the next step asks for the rest of its answer. Raises KvExhausted, SnapshotError."""
+        if not self.capabilities.snapshot or snapshot.fingerprint != self.fingerprint:
+            raise SnapshotError(f"a snapshot of {snapshot.fingerprint} cannot continue on {self.fingerprint}")
+        if len(self._live) >= self.capabilities.max_batch:
+            raise KvExhausted("all slots are taken")
+        self._take_in(snapshot.context)
+        return snapshot.context
 
     def release(self, context: RemoteContext) -> None:
-        """Close the request if it is still open; the server notices that nobody listens any more."""
-        self._live.discard(context)
+        """Close the request if it is still open."""
+        self._let_go(context)
         context.close()
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Iterator[list[list[float]]]:
@@ -138,16 +168,25 @@ class OpenAIEngine:
 
     def kv_free(self) -> int:
         """See `Engine.kv_free`."""
-        return self.capabilities.kv_tokens - sum(context.computed for context in self._live)
+        return self.capabilities.kv_tokens - len(self._live) * WINDOW
 
     def kv_need(self, context: RemoteContext, n_tokens: int) -> int:
-        """See `Engine.kv_need`."""
-        return n_tokens
+        """See `Engine.kv_need`. A context has its slot from the beginning."""
+        return 0
 
     def close(self) -> None:
         """Close every request and the connections."""
         self._live.clear()
-        self._server.close()
+        self._servers.close()
+
+    def _take_in(self, context: RemoteContext) -> None:
+        self._live.add(context)
+        self._servers.opened(context.server)
+
+    def _let_go(self, context: RemoteContext) -> None:
+        if context in self._live:
+            self._live.discard(context)
+            self._servers.ended(context.server)
 
     def _lacks(self, what: str) -> NoReturn:
         raise Unsupported(f"the openai engine has no {what}", fix="serve it by the torch engine: aios serve PATH")

@@ -8,22 +8,31 @@ from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.engine.openai.codec import RemoteCodec
 from aios_kernel.engine.openai.engine import OpenAIEngine
 from aios_kernel.engine.openai.server import ModelServer, Patience
+from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.errors import ConfigError, UnknownModel
+from aios_kernel.scheduler.settings import ServerHints
 
 _log = logging.getLogger(__name__)
 
 
 def openai_model(
-    name: str, base_url: str, *, api_key: str = "", slots: int = 64, patience: Patience | None = None
+    name: str,
+    base_url: str,
+    *,
+    api_key: str = "",
+    slots: int = 64,
+    patience: Patience | None = None,
+    hints: ServerHints | None = None,
 ) -> LoadedModel:
-    """Connect to an OpenAI-compatible server.
+    """Connect to an OpenAI-compatible server, or to several that serve the same model.
 
     Args:
         name: of the model there; empty: the only one that it offers.
-        base_url: such as `http://127.0.0.1:8000/v1`.
+        base_url: such as `http://127.0.0.1:8000/v1`; several with commas between them.
         api_key: of that server; empty: none is sent.
         slots: calls that are open there at once; the policy decides whose.
         patience: how long to wait for the server.
+        hints: what the server is told beside the calls; None: nothing.
 
     Raises:
         ConfigError: `base_url` is missing or no URL.
@@ -31,18 +40,26 @@ def openai_model(
         EngineError: it refuses the key.
         UnknownModel: no name is given, and it offers not exactly one model.
     """
-    if not base_url.startswith(("http://", "https://")):
+    urls = [url.strip() for url in base_url.split(",") if url.strip()]
+    if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
         raise ConfigError(f'base_url is "{base_url}"', fix="aios serve openai:NAME --base-url http://127.0.0.1:8000/v1")
-    server = ModelServer(base_url, api_key, patience)
+    servers = Servers([ModelServer(url, api_key, patience) for url in dict.fromkeys(urls)])
     try:
-        offered = sorted({str(entry.get("id")) for entry in server.models()})
-        name = name or _only(offered, server.url)
+        for server in servers.all:
+            name = _checked(name, server)
     except BaseException:
-        server.close()
+        servers.close()
         raise
+    return LoadedModel(name, OpenAIEngine(servers, name, slots=slots, hints=hints), RemoteCodec())
+
+
+def _checked(name: str, server: ModelServer) -> str:
+    """The model's name there; a server that does not list it may still have it."""
+    offered = sorted({str(entry.get("id")) for entry in server.models()})
+    name = name or _only(offered, server.url)
     if offered and name not in offered:
         _log.warning("%s does not list the model %s; it lists %s", server.url, name, ", ".join(offered[:10]))
-    return LoadedModel(name, OpenAIEngine(server, name, slots=slots), RemoteCodec())
+    return name
 
 
 def _only(offered: list[str], url: str) -> str:

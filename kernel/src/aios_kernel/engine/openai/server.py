@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -65,9 +65,11 @@ class ModelServer:
         """
         return asyncio.run_coroutine_threadsafe(self._models(), self._loop).result()
 
-    def ask(self, body: dict[str, Any], arrive: Arrive) -> Callable[[], object]:
-        """Send a streamed request; gives a function that closes it, after which nothing arrives any more."""
-        return asyncio.run_coroutine_threadsafe(self._answer(body, arrive), self._loop).cancel
+    def ask(
+        self, body: dict[str, Any], arrive: Arrive, headers: Mapping[str, str] | None = None
+    ) -> Callable[[], object]:
+        """Send a streamed request; gives a function that closes it, after which next to nothing arrives any more."""
+        return asyncio.run_coroutine_threadsafe(self._answer(body, arrive, headers), self._loop).cancel
 
     def close(self) -> None:
         """Close what is open and end the thread; blocks for a moment. May be called again."""
@@ -93,9 +95,9 @@ class ModelServer:
                 f"what answers at {self.url}/models is no OpenAI-compatible server", fix="correct base_url"
             ) from error
 
-    async def _answer(self, body: dict[str, Any], arrive: Arrive) -> None:
+    async def _answer(self, body: dict[str, Any], arrive: Arrive, headers: Mapping[str, str] | None) -> None:
         try:
-            async with self._client.stream("POST", "chat/completions", json=body) as response:
+            async with self._client.stream("POST", "chat/completions", json=body, headers=headers) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, response.headers, await _start_of(response), self.url)
                 await _read(response, arrive)

@@ -15,7 +15,7 @@ class Prompt(list[int]):
 
     def __init__(self, call: LlmChat) -> None:
         characters = sum(len(message.content) for message in call.messages)
-        super().__init__([0] * (1 + characters // _CHARACTERS_A_TOKEN))
+        super().__init__([0] * (2 + characters // _CHARACTERS_A_TOKEN))
         self.call = call
 
 

@@ -1,0 +1,31 @@
+"""The log of a kernel that nobody's terminal shows: a file that is turned over before it grows large."""
+
+from __future__ import annotations
+
+import os
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+_BYTES = 4 << 20
+_KEPT = 3
+
+
+class KernelLog(RotatingFileHandler):
+    """Standard output and error go into the same file, and follow it when it is turned over."""
+
+    def __init__(self, path: Path, most_bytes: int = _BYTES) -> None:
+        super().__init__(path, maxBytes=most_bytes, backupCount=_KEPT, encoding="utf-8")
+        self._lead()
+
+    def doRollover(self) -> None:
+        """Begin a new file; the last ones stay as `.1` to `.3`."""
+        super().doRollover()
+        self._lead()
+
+    def _lead(self) -> None:
+        assert self.stream is not None  # it is opened at once
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for descriptor in (1, 2):
+            os.dup2(self.stream.fileno(), descriptor)
