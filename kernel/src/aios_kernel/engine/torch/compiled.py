@@ -11,12 +11,36 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 
 Function = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """ids [tokens], positions [tokens], rows [n], a number: logits [n, vocab]."""
 Inputs = tuple[Tensor, Tensor, Tensor, int]
+
+
+def keep_rotations(model: nn.Module) -> None:
+    """Have a compiled model work out its rotary embedding once a step.
+
+    The compiler takes sines and cosines for cheap, and works them out anew for every head of every layer: a twentieth
+    of a step. What an opaque operation returns it has to keep.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            module.register_forward_hook(_kept)
+
+
+def _kept(_module: nn.Module, _inputs: Any, result: Any) -> Any:
+    if not torch.compiler.is_compiling() or not isinstance(result, tuple):
+        return result
+    return tuple(torch.ops.aios.keep(part) if isinstance(part, Tensor) else part for part in result)
+
+
+_operations = torch.library.Library("aios", "FRAGMENT")
+_operations.define("keep(Tensor value) -> Tensor")
+_operations.impl("keep", torch.clone, "CPU")
+_operations.impl("keep", torch.clone, "CUDA")
+torch.library.register_fake("aios::keep", torch.empty_like, lib=_operations)
 
 
 class CompiledForward:

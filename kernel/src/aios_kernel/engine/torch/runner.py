@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aios_kernel.engine.torch import attention
-from aios_kernel.engine.torch.compiled import CompiledForward
+from aios_kernel.engine.torch.compiled import CompiledForward, keep_rotations
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.layout import Chunk, Layout
 from aios_kernel.engine.torch.packed import pack_linears
@@ -88,6 +88,7 @@ class ModelRunner:
         """
         started = time.monotonic()
         recorder = _Recorder(self.dtype, self.device)
+        keep_rotations(self.model)
         try:
             with torch.inference_mode(), attention.running((_alone(5, self.device), recorder), id(self)) as number:
                 ids, positions, rows = (torch.arange(n, device=self.device) for n in (5, 5, 3))
