@@ -11,12 +11,15 @@ import contextvars
 import dataclasses
 import logging
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from aios_adapters._kernel import KernelLink
+from aios_adapters._options import AgentOptions
 from aios_adapters._sync import in_thread, run_with_limit
 from aios_kernel import errors
 from aios_kernel.client import Client, Connection
@@ -26,19 +29,19 @@ from aios_kernel.syscalls import (
     LlmChat,
     LlmDelta,
     LlmResult,
-    Priority,
     Result,
     Syscall,
     ToolBegin,
     ToolEnd,
     ToolGrant,
-    WindowStrategy,
 )
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 _log = logging.getLogger("aios_adapters")
-MemoryMode = Literal["kernel", "mediated", "off"]
+
+_SHARED: dict[str, Any] = {"budget": None, "deadline": None, "tools": None}
+"""What the agents inside a run have no limits of their own for: the kernel holds them to those of the run."""
 
 _current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope", default=None)
 
@@ -72,24 +75,6 @@ def suspended() -> Generator[None]:
         _current.reset(token)
 
 
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
-    """What the decorator was told about an agent.
-
-    Attributes:
-        memory: `kernel`: memory objects that live in the process are kept by the kernel; `mediated`: they stay
-            where they are and each access passes the kernel; `off`: memory is not touched. None: the adapter's rule.
-        window: for conversations that outgrow the model's window; None: the outer agent's, or the kernel's.
-    """
-
-    name: str
-    priority: Priority = "normal"
-    group: str | None = None
-    framework: str = ""
-    memory: MemoryMode | None = None
-    window: WindowStrategy | None = None
-
-
 class Scope:
     """One run (program) of an agent. It registers itself with the kernel at its first syscall."""
 
@@ -102,6 +87,10 @@ class Scope:
         self.run_of = options
         """Options of the agent whose run this is, or is a branch of."""
         self._link = link
+        self._began_s = time.monotonic()
+        self._lora: str | None = options.adapter or (parent._lora if parent else None)
+        self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
+        self._models.update(options.models or {})
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
         self._lock = threading.RLock()
@@ -139,13 +128,14 @@ class Scope:
         with self._lock:
             scope = self._children.get(name)
             if scope is None:
-                options = dataclasses.replace(self.options, name=name, framework=framework)
+                options = dataclasses.replace(self.options, name=name, framework=framework, **_SHARED)
                 scope = self._children[name] = Scope(options, self._link, self)
             return scope
 
     def branch(self, name: str) -> Scope:
         """A new program below this one, which whoever asked for it closes; it ends with this one at the latest."""
-        scope = Scope(dataclasses.replace(self.options, name=name, framework=self.framework), self._link, self)
+        options = dataclasses.replace(self.options, name=name, framework=self.framework, **_SHARED)
+        scope = Scope(options, self._link, self)
         scope.run_of = self.run_of
         with self._lock:
             self._children[scope.program] = scope
@@ -303,7 +293,14 @@ class Scope:
                 Client(connection).post(call, program=self.program)
 
     def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
-        return self._link.prepare(self.agent, self.framework, call, stream=stream)
+        return self._link.prepare(self.agent, self.framework, self._with_options(call), stream=stream)
+
+    def _with_options(self, call: LlmChat) -> LlmChat:
+        if call.lora is None and self._lora is not None:
+            call = msgspec.structs.replace(call, lora=self._lora)
+        if call.model in self._models:
+            call = msgspec.structs.replace(call, model=self._models[call.model])
+        return call
 
     def _observed(self, call: LlmChat, result: LlmResult) -> LlmResult:
         if result.window is not None:
@@ -343,14 +340,20 @@ class Scope:
         await in_thread(self._ensure_spawned)
 
     def _spawn(self) -> AgentSpawn:
+        options = self.options
+        left_s = None if options.deadline is None else max(0.0, options.deadline + self._began_s - time.monotonic())
         return AgentSpawn(
             program=self.program,
             agent=self.agent,
             framework=self.framework,
-            priority=self.options.priority,
-            group=self.options.group,
+            priority=options.priority,
+            group=options.group,
             parent=self.parent.program if self.parent else None,
-            window=self.options.window,
+            window=options.window,
+            budget=options.budget,
+            deadline_s=left_s,
+            run_s=options.deadline,
+            tools=None if options.tools is None else list(options.tools),
         )
 
 

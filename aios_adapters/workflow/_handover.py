@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from aios_adapters._kernel import KernelLink
-from aios_adapters._scope import AgentOptions, Scope
+from aios_adapters._options import AgentOptions
+from aios_adapters._scope import Scope
 from aios_kernel.config import Config, socket_of
 from aios_kernel.errors import ConfigError
 

@@ -64,7 +64,9 @@ class ContextManager:
         return True
 
     def _open(self, order: Order) -> Context:
-        return self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
+        return self._engine.open(
+            order.prompt, sampling=order.sampling, grammar=order.grammar, lora=order.lora, salt=order.salt
+        )
 
     def swap_out(self, held: Held) -> None:
         """Snapshot a resident context to host memory and free its blocks. Raises OutOfMemory when that is full."""
