@@ -96,6 +96,8 @@ class Runner:
         plugins.activate()
         plugins.check()
         link = link_for(config, plugins)
+        if outer is not None and outer.link is not link:
+            outer = None  # another kernel knows nothing of that run
         if outer is None and self._adopt is not None:
             outer = self._adopt(link)
         return Scope(self.options, link, outer), True

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
+import os
 import threading
 import time
 import uuid
@@ -43,17 +44,25 @@ _log = logging.getLogger("aios_adapters")
 _SHARED: dict[str, Any] = {"budget": None, "deadline": None, "tools": None}
 """What the agents inside a run have no limits of their own for: the kernel holds them to those of the run."""
 
-_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope", default=None)
+_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope")
+_process_scope: Scope | None = None
+"""The run of another process that this one was started in."""
 
 
 def current() -> Scope | None:
     """The scope that is on in this context, or None."""
-    return _current.get()
+    return _current.get(_process_scope)
+
+
+def set_process_scope(scope: Scope | None) -> None:
+    """The scope of every context in which none was switched on or off."""
+    global _process_scope
+    _process_scope = scope
 
 
 def required(what: str) -> Scope:
     """The scope that is on, for what only an agent can do. Raises InvalidRequest outside of every agent."""
-    scope = _current.get()
+    scope = current()
     if scope is None:
         raise errors.InvalidRequest(
             f"{what} needs an agent, and none is on here",
@@ -87,6 +96,8 @@ class Scope:
         self.run_of = options
         """Options of the agent whose run this is, or is a branch of."""
         self._link = link
+        self._pid = os.getpid()
+        self._forked_from: str | None = None
         self._began_s = time.monotonic()
         self._lora: str | None = options.adapter or (parent._lora if parent else None)
         self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
@@ -114,6 +125,16 @@ class Scope:
     def closed(self) -> bool:
         """Whether the run has ended."""
         return self._closed
+
+    def registered(self) -> Scope:
+        """This scope, once the kernel knows its program: whoever is told of it may ask for it at once."""
+        self._ensure_spawned()
+        return self
+
+    def lasting_options(self) -> dict[str, Any]:
+        """What a part of the run in another process must be told, because it is not the kernel that applies it."""
+        told = {"memory": self.options.memory, "adapter": self._lora, "models": dict(self._models) or None}
+        return {name: value for name, value in told.items() if value is not None}
 
     @property
     def agent(self) -> str:
@@ -287,7 +308,7 @@ class Scope:
 
     def _post(self, call: AgentExit | ToolEnd) -> None:
         """Tell the kernel that knows this program; one that is gone, or the parent process's, is told nothing."""
-        connection = self._spawned_on
+        connection = self._spawned_on if self._pid == os.getpid() else None
         if connection is not None and connection.alive:
             with contextlib.suppress(errors.KernelUnavailable):
                 Client(connection).post(call, program=self.program)
@@ -316,20 +337,33 @@ class Scope:
             raise errors.Cancelled(
                 "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
             )
+        if self._pid != os.getpid():
+            self._continue_in_fork()
+        if not self._link.connected():
+            with suspended():  # a kernel that is started here is no part of the run
+                self._link.connect()
         connection = self._link.connect()
         if self._spawned_on is connection and self._spawned_as == self.framework:
             return
-        if self.parent is not None:
+        if self.parent is not None and self._forked_from is None:
             self.parent._ensure_spawned()
         with self._lock:
             if self._spawned_on is connection and self._spawned_as == self.framework:
                 return
             if self._spawned_on is not None and self._spawned_on is not connection:
-                # Its program ended with the connection (or lives on in the parent of a fork): this is another run.
+                # Its program ended with the connection: this is another run.
                 self.program = uuid.uuid4().hex[:16]
             # A second time when the framework came to light after the first syscall (a message, a note).
             self._link.client().post(self._spawn(), program=self.program)
             self._spawned_on, self._spawned_as = connection, self.framework
+
+    def _continue_in_fork(self) -> None:
+        """In a forked child: what it does is a program of its own, a child of the one it was forked from."""
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._forked_from = self.program if self._spawned_on is not None else None
+        self.program = uuid.uuid4().hex[:16]
+        self._spawned_on, self._spawned_as = None, ""
+        self._children = {}
 
     async def _aensure_spawned(self) -> None:
         if self._link.connected():
@@ -348,7 +382,7 @@ class Scope:
             framework=self.framework,
             priority=options.priority,
             group=options.group,
-            parent=self.parent.program if self.parent else None,
+            parent=self._forked_from or (self.parent.program if self.parent else None),
             window=options.window,
             budget=options.budget,
             deadline_s=left_s,

@@ -74,6 +74,10 @@ class PluginHost:
             if self._active:
                 return
             self._load_entry_points()
+            if not self._manager.has_plugin("python"):
+                from aios_adapters import _python  # here: it needs the scope, which needs this module
+
+                self._manager.register(_python, "python")
             self._active = True
             self._adopt_new()
 

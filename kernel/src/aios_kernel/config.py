@@ -155,7 +155,7 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     return {}, {}
 
 
-_NOT_SETTINGS = {"data", "parent"}
+_NOT_SETTINGS = {"data", "parent", "parent_options"}
 """`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
 
 
