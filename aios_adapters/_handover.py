@@ -16,7 +16,7 @@ from aios_adapters._kernel import KernelLink, link_for
 from aios_adapters._options import AgentOptions
 from aios_adapters._scope import Scope
 from aios_adapters.plugins import host
-from aios_kernel.config import Config, load, socket_of
+from aios_kernel.config import Config, is_url, load, socket_of
 from aios_kernel.errors import ConfigError
 
 PARENT = "AIOS_PARENT"
@@ -45,7 +45,7 @@ class Foreign(Scope):
 def environment(scope: Scope) -> dict[str, str]:
     """Variables for a child process that is to belong to this run, on the same kernel."""
     config: Config = scope.link.config
-    variables = {"AIOS_KERNEL": str(socket_of(config))}
+    variables = {"AIOS_KERNEL": config.kernel if is_url(config.kernel) else str(socket_of(config))}
     if config.kernel == "passthrough":  # not the kernel alone: the child's calls pass, too
         variables = {"AIOS_KERNEL": config.kernel} | ({"AIOS_HOME": config.home} if config.home else {})
     token = {"AIOS_TOKEN": config.token} if config.token else {}

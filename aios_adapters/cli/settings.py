@@ -15,7 +15,7 @@ import typer
 from aios_adapters.cli.looking import ask
 from aios_adapters.cli.output import Json, show_json, show_table
 from aios_adapters.plugins import host, version_state
-from aios_kernel.config import Config, home_of, load_with_origins, socket_of
+from aios_kernel.config import Config, home_of, is_url, load_with_origins, socket_of
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import KernelInfo, KernelPolicy, KernelStatus, Ok
 
@@ -121,6 +121,8 @@ def _settings_checks() -> list[Check]:
     except AiosError as error:
         return [*checks, Check("configuration", False, error.message, error.fix or "")]
     checks.append(Check("configuration", True, f"data in {home_of(config)}"))
+    if is_url(config.kernel):
+        return [*checks, _kernel_check(config)]
     fits = len(str(socket_of(config)).encode()) < 104
     checks.append(Check("socket path", fits, str(socket_of(config)), "set AIOS_HOME to a shorter path"))
     return [*checks, _kernel_check(config)]
