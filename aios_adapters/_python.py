@@ -14,6 +14,7 @@ from typing import Any
 
 from aios_adapters._handover import PARENT, HandedOver, Passport, environment
 from aios_adapters._scope import Scope, current, suspended
+from aios_adapters._sync import Worker
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
@@ -44,7 +45,7 @@ def _threads(patcher: Patcher) -> None:
     @functools.wraps(start)
     def in_scope(thread: threading.Thread) -> None:
         scope = current()
-        if scope is not None:
+        if scope is not None and not isinstance(thread, Worker):  # each of its jobs has a context of its own
             thread.run = functools.partial(_run_in, scope, thread.run)
         start(thread)
 

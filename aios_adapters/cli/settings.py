@@ -180,7 +180,9 @@ def _hook_check(name: str, module: str) -> Check:
         importing(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            return Check(f"{name}: {module}", True, "not in the installed version")
+            # Without its framework an adapter has nothing to hook; beside it, the module has moved.
+            moved = "." in error.name and module not in host().installed[name].adapter.optional
+            return Check(f"{name}: {module}", not moved, "not in the installed version", _pins(name))
         return Check(f"{name}: {module}", False, str(error), f"pip install {error.name}")
     except Exception as error:  # noqa: BLE001 - a framework may fail to import in any way; the doctor says so
         return Check(f"{name}: {module}", False, f"{type(error).__name__}: {error}"[:200], f"reinstall {name}")
@@ -188,6 +190,11 @@ def _hook_check(name: str, module: str) -> Check:
     return Check(
         f"{name}: {module}", error is None, "hooked" if error is None else error.message, (error and error.fix) or ""
     )
+
+
+def _pins(name: str) -> str:
+    tested = host().installed[name].adapter.tested
+    return "pip install " + " ".join(f"'{each}>={low},<{high}'" for each, (low, high) in tested.items())
 
 
 def _print_log() -> None:
