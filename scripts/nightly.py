@@ -23,7 +23,7 @@ VENVS = ROOT / ".venv-nightly"
 # The OpenAI adapter lets clients be built without a key; the tests of the others rely on it.
 BESIDE = {"langchain": ["openai"], "autogen": ["openai"], "llamaindex": ["openai"]}
 EXTRAS = {"autogen-ext": "autogen-ext[openai]"}
-TESTS = ["pytest>=8,<10", "pytest-asyncio>=1.0,<2", "pytest-timeout>=2.3,<3"]
+TESTS = ["pytest>=8,<10", "pytest-asyncio>=1.0,<2", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "httpx>=0.28,<1"]
 # What only the outside suites need, or the MiniLM model, is left to `make test`.
 IGNORED = ["test_standard.py", "test_conformance.py"]
 INSTALL_S, RUN_S = 900, 900
