@@ -202,9 +202,7 @@ class AdapterContract:
         assert ran == []
         assert answer
 
-    async def test_what_a_tool_raises_goes_where_the_framework_sends_it(
-        self, kernel: KernelHandle, framework: Framework
-    ) -> None:
+    async def test_a_tools_own_error_goes_where_it_went(self, kernel: KernelHandle, framework: Framework) -> None:
         """Or raised, where the framework does that; as without the kernel."""
 
         def add(a: int, b: int) -> int:
