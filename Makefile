@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check bench bench-peers setup format clean
+.PHONY: demo test test-slow check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -23,6 +23,9 @@ check: setup ## Linters, types, import directions, code blocks of the documents.
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/render_figures.py --check
 	$(BIN)/python scripts/check_docs.py
+
+nightly: setup ## The adapters' tests against the newest releases of their frameworks; runs/nightly.json.
+	$(BIN)/python scripts/nightly.py
 
 bench: setup ## The default benches, JSON under runs/.
 	mkdir -p runs
@@ -64,4 +67,4 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt .venv-vllm .venv-llamacpp build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp build dist .pytest_cache .ruff_cache .hypothesis runs

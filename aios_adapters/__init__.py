@@ -6,7 +6,7 @@ import aios_adapters as aios
 def main(): ...
 """
 
-from aios_adapters import memory, workflow
+from aios_adapters import _handover, memory, workflow
 from aios_adapters._agent import agent, running
 from aios_adapters._branches import Branch, Branches, branches
 from aios_adapters._scope import Scope, current
@@ -34,3 +34,5 @@ __all__ = [
 
 # The order of imports must not matter: frameworks imported later are hooked as they arrive.
 host().activate()
+# A process that was started inside a run belongs to it.
+_handover.inherit()

@@ -7,54 +7,27 @@ import functools
 import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar, get_args, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from aios_adapters import _steps
 from aios_adapters._kernel import KernelLink, link_for
-from aios_adapters._scope import AgentOptions, MemoryMode, Scope, current
+from aios_adapters._options import AgentOptions, Options, RunOptions
+from aios_adapters._scope import Scope, current
 from aios_adapters.plugins import host
 from aios_kernel.config import Config, load
-from aios_kernel.errors import ConfigError
-from aios_kernel.syscalls import Priority, WindowStrategy
 
 T = TypeVar("T")
 
 
 @overload
-def agent(
-    target: T,
-    *,
-    name: str | None = None,
-    priority: Priority = "normal",
-    group: str | None = None,
-    memory: MemoryMode | None = None,
-    window: WindowStrategy | None = None,
-    kernel: str | None = None,
-) -> T: ...
+def agent(target: T, **options: Unpack[Options]) -> T: ...
 
 
 @overload
-def agent(
-    *,
-    name: str | None = None,
-    priority: Priority = "normal",
-    group: str | None = None,
-    memory: MemoryMode | None = None,
-    window: WindowStrategy | None = None,
-    kernel: str | None = None,
-) -> Callable[[T], T]: ...
+def agent(**options: Unpack[Options]) -> Callable[[T], T]: ...
 
 
-def agent(
-    target: Any = None,
-    *,
-    name: str | None = None,
-    priority: Priority = "normal",
-    group: str | None = None,
-    memory: MemoryMode | None = None,
-    window: WindowStrategy | None = None,
-    kernel: str | None = None,
-) -> Any:
+def agent(target: Any = None, **options: Unpack[Options]) -> Any:
     """Run an agent's LLM, tool and memory calls through the kernel. Nothing else in its code changes.
 
     Use it as a decorator on a function, coroutine function, generator, async generator or class, or call it on a
@@ -62,25 +35,35 @@ def agent(
 
     Args:
         target: what to wrap; None makes a decorator.
-        name: the agent's name; default the target's own.
-        priority: `interactive`, `normal` or `batch`.
-        group: the trust domain: agents that share memory, prefix cache and scheduling share.
-        memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
-        window: what becomes of conversations that outgrow the model's window: `refuse` (an error), `drop_oldest_turns`
-            or `summarise` (by the model). The system prompt, the tools and the last step always stay, and what is left
-            out is told in the result and logged. None: the kernel's setting.
-        kernel: overrides `AIOS_KERNEL` for this agent.
+        **options: all optional:
+
+            name: the agent's name; default the target's own.
+            priority: `interactive`, `normal` or `batch`.
+            group: the trust domain: agents that share memory, prefix cache and scheduling share.
+            budget: tokens (prompts and answers) that one run may use with all agents inside it; then its model
+                calls raise BudgetExceeded, and an answer ends at the last token of it. Calls that are open at once
+                may each use what is left.
+            deadline: seconds that one run may take; then its syscalls raise DeadlineExceeded.
+            adapter: a LoRA adapter of the served model. An engine without any refuses it (Unsupported).
+            memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
+            tools: names of the tools that it and the agents inside it may call; others raise AccessDenied, which
+                comes back as the framework's tool error. None: all.
+            models: model names that the agent's code uses, mapped to those that the kernel is asked for.
+            window: what becomes of conversations that outgrow the model's window: `refuse` (an error),
+                `drop_oldest_turns` or `summarise` (by the model). The system prompt, the tools and the last step
+                always stay, and what is left out is told in the result and logged. None: the kernel's setting.
+            kernel: overrides `AIOS_KERNEL` for this agent.
 
     Raises:
-        ConfigError: there is no such window strategy.
+        ConfigError: an option's value is none that there is.
+        TypeError: there is no such option.
     """
-    check_window(window)
+    given = dict(options)
+    kernel = options.pop("kernel", None)
     if target is None:
-        return functools.partial(
-            agent, name=name, priority=priority, group=group, memory=memory, window=window, kernel=kernel
-        )
-    options = AgentOptions(name or _name_of(target), priority, group, memory=memory, window=window)
-    runner = Runner(options, kernel)
+        AgentOptions.of("", options)  # a wrong option is refused where it is written
+        return functools.partial(agent, **given)
+    runner = Runner(AgentOptions.of(options.get("name") or _name_of(target), options), kernel)
     if isinstance(target, type):
         return _steps.wrap_class(target, runner)
     if inspect.isroutine(target):
@@ -113,6 +96,8 @@ class Runner:
         plugins.activate()
         plugins.check()
         link = link_for(config, plugins)
+        if outer is not None and outer.link is not link:
+            outer = None  # another kernel knows nothing of that run
         if outer is None and self._adopt is not None:
             outer = self._adopt(link)
         return Scope(self.options, link, outer), True
@@ -122,24 +107,16 @@ class Runner:
 
 
 @contextmanager
-def running(name: str, **options: Any) -> Generator[Scope | None]:
+def running(name: str, **options: Unpack[RunOptions]) -> Generator[Scope | None]:
     """A scope as a `with` block, for code that is no function (notebooks, scripts). See `agent` for the options."""
     kernel = options.pop("kernel", None)
-    check_window(options.get("window"))
-    runner = Runner(AgentOptions(name, **options), kernel)
+    runner = Runner(AgentOptions.of(name, options), kernel)
     scope, new = runner.begin()
     if scope is None:
         yield None
         return
     with scope.on(), _steps.closing(scope, new):
         yield scope
-
-
-def check_window(window: object) -> None:
-    """Refuse a window strategy that there is not. Raises ConfigError."""
-    known: tuple[str, ...] = get_args(WindowStrategy)
-    if window is not None and window not in known:
-        raise ConfigError(f"there is no window strategy {window!r}", fix=f"choose one of {', '.join(known)}")
 
 
 def _name_of(target: Any) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from aios_adapters.plugins import PluginHost
 from aios_kernel.client import AsyncClient, Client, Connection, connect
-from aios_kernel.config import Config
+from aios_kernel.config import Config, socket_of
 from aios_kernel.syscalls import LlmChat, LlmResult
 
 
@@ -31,6 +31,8 @@ class KernelLink:
             return connection
         if self._pid != os.getpid():  # a forked child must not wait for a lock that a thread of its parent held
             self._pid, self._lock = os.getpid(), threading.Lock()
+            if self.config.kernel == "inprocess":  # that kernel stayed in the parent, and listens on its socket
+                self.config = msgspec.structs.replace(self.config, kernel=str(socket_of(self.config)))
         with self._lock:
             if self._connection is None or not self._connection.alive:
                 if self._connection is not None:

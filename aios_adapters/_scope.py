@@ -10,13 +10,17 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
+import os
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from aios_adapters._kernel import KernelLink
+from aios_adapters._options import AgentOptions
 from aios_adapters._sync import in_thread, run_with_limit
 from aios_kernel import errors
 from aios_kernel.client import Client, Connection
@@ -26,31 +30,39 @@ from aios_kernel.syscalls import (
     LlmChat,
     LlmDelta,
     LlmResult,
-    Priority,
     Result,
     Syscall,
     ToolBegin,
     ToolEnd,
     ToolGrant,
-    WindowStrategy,
 )
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 _log = logging.getLogger("aios_adapters")
-MemoryMode = Literal["kernel", "mediated", "off"]
 
-_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope", default=None)
+_SHARED: dict[str, Any] = {"budget": None, "deadline": None, "tools": None}
+"""What the agents inside a run have no limits of their own for: the kernel holds them to those of the run."""
+
+_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope")
+_process_scope: Scope | None = None
+"""The run of another process that this one was started in."""
 
 
 def current() -> Scope | None:
     """The scope that is on in this context, or None."""
-    return _current.get()
+    return _current.get(_process_scope)
+
+
+def set_process_scope(scope: Scope | None) -> None:
+    """The scope of every context in which none was switched on or off."""
+    global _process_scope
+    _process_scope = scope
 
 
 def required(what: str) -> Scope:
     """The scope that is on, for what only an agent can do. Raises InvalidRequest outside of every agent."""
-    scope = _current.get()
+    scope = current()
     if scope is None:
         raise errors.InvalidRequest(
             f"{what} needs an agent, and none is on here",
@@ -72,24 +84,6 @@ def suspended() -> Generator[None]:
         _current.reset(token)
 
 
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
-    """What the decorator was told about an agent.
-
-    Attributes:
-        memory: `kernel`: memory objects that live in the process are kept by the kernel; `mediated`: they stay
-            where they are and each access passes the kernel; `off`: memory is not touched. None: the adapter's rule.
-        window: for conversations that outgrow the model's window; None: the outer agent's, or the kernel's.
-    """
-
-    name: str
-    priority: Priority = "normal"
-    group: str | None = None
-    framework: str = ""
-    memory: MemoryMode | None = None
-    window: WindowStrategy | None = None
-
-
 class Scope:
     """One run (program) of an agent. It registers itself with the kernel at its first syscall."""
 
@@ -102,6 +96,12 @@ class Scope:
         self.run_of = options
         """Options of the agent whose run this is, or is a branch of."""
         self._link = link
+        self._pid = os.getpid()
+        self._forked_from: str | None = None
+        self._began_s = time.monotonic()
+        self._lora: str | None = options.adapter or (parent._lora if parent else None)
+        self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
+        self._models.update(options.models or {})
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
         self._lock = threading.RLock()
@@ -126,6 +126,16 @@ class Scope:
         """Whether the run has ended."""
         return self._closed
 
+    def registered(self) -> Scope:
+        """This scope, once the kernel knows its program: whoever is told of it may ask for it at once."""
+        self._ensure_spawned()
+        return self
+
+    def lasting_options(self) -> dict[str, Any]:
+        """What a part of the run in another process must be told, because it is not the kernel that applies it."""
+        told = {"memory": self.options.memory, "adapter": self._lora, "models": dict(self._models) or None}
+        return {name: value for name, value in told.items() if value is not None}
+
     @property
     def agent(self) -> str:
         """The agent's full name; a framework's own agents are `parent/child`."""
@@ -139,13 +149,14 @@ class Scope:
         with self._lock:
             scope = self._children.get(name)
             if scope is None:
-                options = dataclasses.replace(self.options, name=name, framework=framework)
+                options = dataclasses.replace(self.options, name=name, framework=framework, **_SHARED)
                 scope = self._children[name] = Scope(options, self._link, self)
             return scope
 
     def branch(self, name: str) -> Scope:
         """A new program below this one, which whoever asked for it closes; it ends with this one at the latest."""
-        scope = Scope(dataclasses.replace(self.options, name=name, framework=self.framework), self._link, self)
+        options = dataclasses.replace(self.options, name=name, framework=self.framework, **_SHARED)
+        scope = Scope(options, self._link, self)
         scope.run_of = self.run_of
         with self._lock:
             self._children[scope.program] = scope
@@ -297,13 +308,20 @@ class Scope:
 
     def _post(self, call: AgentExit | ToolEnd) -> None:
         """Tell the kernel that knows this program; one that is gone, or the parent process's, is told nothing."""
-        connection = self._spawned_on
+        connection = self._spawned_on if self._pid == os.getpid() else None
         if connection is not None and connection.alive:
             with contextlib.suppress(errors.KernelUnavailable):
                 Client(connection).post(call, program=self.program)
 
     def _prepared(self, call: LlmChat, *, stream: bool = False) -> LlmChat:
-        return self._link.prepare(self.agent, self.framework, call, stream=stream)
+        return self._link.prepare(self.agent, self.framework, self._with_options(call), stream=stream)
+
+    def _with_options(self, call: LlmChat) -> LlmChat:
+        if call.lora is None and self._lora is not None:
+            call = msgspec.structs.replace(call, lora=self._lora)
+        if call.model in self._models:
+            call = msgspec.structs.replace(call, model=self._models[call.model])
+        return call
 
     def _observed(self, call: LlmChat, result: LlmResult) -> LlmResult:
         if result.window is not None:
@@ -319,20 +337,33 @@ class Scope:
             raise errors.Cancelled(
                 "the agent's run has ended", agent=self.agent, fix="call it inside the decorated function"
             )
+        if self._pid != os.getpid():
+            self._continue_in_fork()
+        if not self._link.connected():
+            with suspended():  # a kernel that is started here is no part of the run
+                self._link.connect()
         connection = self._link.connect()
         if self._spawned_on is connection and self._spawned_as == self.framework:
             return
-        if self.parent is not None:
+        if self.parent is not None and self._forked_from is None:
             self.parent._ensure_spawned()
         with self._lock:
             if self._spawned_on is connection and self._spawned_as == self.framework:
                 return
             if self._spawned_on is not None and self._spawned_on is not connection:
-                # Its program ended with the connection (or lives on in the parent of a fork): this is another run.
+                # Its program ended with the connection: this is another run.
                 self.program = uuid.uuid4().hex[:16]
             # A second time when the framework came to light after the first syscall (a message, a note).
             self._link.client().post(self._spawn(), program=self.program)
             self._spawned_on, self._spawned_as = connection, self.framework
+
+    def _continue_in_fork(self) -> None:
+        """In a forked child: what it does is a program of its own, a child of the one it was forked from."""
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._forked_from = self.program if self._spawned_on is not None else None
+        self.program = uuid.uuid4().hex[:16]
+        self._spawned_on, self._spawned_as = None, ""
+        self._children = {}
 
     async def _aensure_spawned(self) -> None:
         if self._link.connected():
@@ -343,14 +374,20 @@ class Scope:
         await in_thread(self._ensure_spawned)
 
     def _spawn(self) -> AgentSpawn:
+        options = self.options
+        left_s = None if options.deadline is None else max(0.0, options.deadline + self._began_s - time.monotonic())
         return AgentSpawn(
             program=self.program,
             agent=self.agent,
             framework=self.framework,
-            priority=self.options.priority,
-            group=self.options.group,
-            parent=self.parent.program if self.parent else None,
-            window=self.options.window,
+            priority=options.priority,
+            group=options.group,
+            parent=self._forked_from or (self.parent.program if self.parent else None),
+            window=options.window,
+            budget=options.budget,
+            deadline_s=left_s,
+            run_s=options.deadline,
+            tools=None if options.tools is None else list(options.tools),
         )
 
 

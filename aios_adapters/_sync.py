@@ -3,38 +3,99 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+_MOST_IDLE = 8
 
 
 def run_with_limit(run: Callable[[], T], limit_s: float, timed_out: BaseException) -> T:
-    """Run `run` in a thread of its own, in a copy of this context, and raise `timed_out` after `limit_s` seconds.
+    """Run `run` in another thread, in a copy of this context, and raise `timed_out` after `limit_s` seconds.
 
     A thread cannot be killed: one that hangs is abandoned (a daemon, so that it does not keep the program alive).
     """
-    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            outcome.put((context.run(run), None))
-        except BaseException as error:  # noqa: BLE001 - whatever the tool raises belongs to its caller
-            outcome.put((None, error))
-
-    threading.Thread(target=work, name="aios-tool", daemon=True).start()
+    job = Job(run)
+    _workers.start(job)
     try:
-        result, error = outcome.get(timeout=limit_s)
+        result, error = job.outcome.get(timeout=limit_s)
     except queue.Empty:
         raise timed_out from None
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]
+    return result
+
+
+class Job:
+    """A function to run in a copy of the context that it was made in; its outcome is a result or an error."""
+
+    __slots__ = ("_context", "_run", "outcome")
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = run
+        self._context = contextvars.copy_context()
+        self.outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def perform(self) -> tuple[Any, BaseException | None]:
+        """Run it."""
+        try:
+            return self._context.run(self._run), None
+        except BaseException as error:  # noqa: BLE001 - whatever the tool raises belongs to its caller
+            return None, error
+
+
+class Worker(threading.Thread):
+    """A thread that runs one job after the other; starting one costs more than most tools."""
+
+    def __init__(self, pool: Workers, job: Job) -> None:
+        super().__init__(name="aios-tool", daemon=True)
+        self._pool = pool
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.jobs.put(job)
+
+    def run(self) -> None:
+        """Work until nobody needs it."""
+        while (job := self.jobs.get()) is not None:
+            outcome = job.perform()
+            stays = self._pool.rejoin(self)  # before its caller goes on, whose next job it can take
+            job.outcome.put(outcome)
+            del job, outcome  # the result is the caller's alone
+            if not stays:
+                return
+
+
+class Workers:
+    """Threads that wait for a job. There is always one more: jobs may wait for each other."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)  # threads stay behind in a fork
+
+    def start(self, job: Job) -> None:
+        """Let an idle thread run a job, or a new one."""
+        try:
+            self._idle.pop().jobs.put(job)
+        except IndexError:
+            Worker(self, job).start()
+
+    def rejoin(self, worker: Worker) -> bool:
+        """Take a thread back, unless enough wait."""
+        if len(self._idle) >= _MOST_IDLE:
+            return False
+        self._idle.append(worker)
+        return True
+
+    def _forget(self) -> None:
+        self._idle: collections.deque[Worker] = collections.deque()
+
+
+_workers = Workers()
 
 
 async def in_thread(run: Callable[[], T]) -> T:

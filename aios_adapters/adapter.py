@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from aios_adapters.patching import Patcher
@@ -20,8 +20,10 @@ class Adapter:
         tested: tested range of each distribution that is hooked.
         hooks: installer by module name; it runs once, right after that module was imported (or at once when it is
             imported already), and patches through the `Patcher`. It must raise when a symbol has moved.
+        optional: those of these modules that some tested versions do not have; another one's absence is an error.
     """
 
     name: str
     tested: Mapping[str, VersionRange]
     hooks: Mapping[str, Callable[[Patcher], None]]
+    optional: Collection[str] = ()

@@ -37,10 +37,13 @@ class Patcher:
 
     def __init__(self, adapter: str) -> None:
         self.adapter = adapter
+        self.asked: list[tuple[Any, str]] = []
+        """Owners and names of the methods that the adapter asked for, their subclasses' not counted."""
         self._undo: list[tuple[Any, str, Any]] = []
 
     def method(self, owner: Any, name: str, wrapper: Wrapper, *, kind: Kind = "around") -> None:
         """Reroute `owner.name` (a class's method or a module's function) to `wrapper` inside a scope."""
+        self.asked.append((owner, name))
         original = inspect.getattr_static(owner, name, _MISSING)
         if original is _MISSING:
             raise self._moved(owner, name)
@@ -59,6 +62,7 @@ class Patcher:
         `late` is the hook that sees new subclasses: `__pydantic_init_subclass__` for pydantic models.
         """
         for name in wrappers:
+            self.asked.append((base, name))
             if not hasattr(base, name):
                 raise self._moved(base, name)
         for cls in _family(base):
@@ -103,7 +107,7 @@ class Patcher:
         where = f"{getattr(owner, '__module__', '')}.{getattr(owner, '__qualname__', owner)}".lstrip(".")
         return AdapterError(
             f"the {self.adapter} adapter cannot hook {where}.{name}: there is no such name in the installed version",
-            fix="aios doctor shows the tested versions; install one of them, or set AIOS_KERNEL=off",
+            fix="aios doctor shows the command that installs a tested version; AIOS_KERNEL=off runs without the kernel",
         )
 
 

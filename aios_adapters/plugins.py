@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
+import sys
 import threading
 import warnings
 from dataclasses import dataclass, field
@@ -30,6 +32,20 @@ class Installed:
     modules: list[str] = field(default_factory=list[str])
     """Hooked modules that were imported and patched."""
     error: AdapterError | None = None
+    found: set[str] = field(default_factory=set[str])
+    """Hooked modules that exist, imported or not."""
+
+    def missing(self) -> str | None:
+        """A module that should be hooked and is not where it was, as far as what is imported tells; or None."""
+        for module in self.adapter.hooks:
+            if module in self.found or module in self.adapter.optional:
+                continue
+            there = _is_there(module)
+            if there is False:
+                return module
+            if there:
+                self.found.add(module)
+        return None
 
 
 class PluginHost:
@@ -74,6 +90,10 @@ class PluginHost:
             if self._active:
                 return
             self._load_entry_points()
+            if not self._manager.has_plugin("python"):
+                from aios_adapters import _python  # here: it needs the scope, which needs this module
+
+                self._manager.register(_python, "python")
             self._active = True
             self._adopt_new()
 
@@ -90,6 +110,8 @@ class PluginHost:
         for error in self._broken.values():
             raise error
         for state in self._installed.values():
+            if state.error is None and (module := state.missing()) is not None:
+                state.error = _moved(state.adapter, module)
             if state.error is not None:
                 raise state.error
 
@@ -138,6 +160,28 @@ class PluginHost:
                 )
 
 
+def _is_there(module: str) -> bool | None:
+    """Whether a module exists; None when no package around it is imported, so that nobody has asked for it yet."""
+    parts = module.split(".")
+    for size in range(len(parts), 0, -1):
+        name = ".".join(parts[:size])
+        if name in sys.modules:
+            if size == len(parts):
+                return True
+            inner = importlib.util.find_spec(".".join(parts[: size + 1]))
+            # One level down is all that can be told without importing it.
+            return inner is not None if size + 1 == len(parts) or inner is None else None
+    return None
+
+
+def _moved(adapter: Adapter, module: str) -> AdapterError:
+    ranges = " ".join(f"'{name}>={low},<{high}'" for name, (low, high) in adapter.tested.items())
+    return AdapterError(
+        f"the {adapter.name} adapter cannot hook {module}: there is no such module in the installed version",
+        fix=f"pip install {ranges}" if ranges else "aios doctor",
+    )
+
+
 @functools.cache
 def host() -> PluginHost:
     """The process's plugin host."""
@@ -150,8 +194,13 @@ def version_state(distribution: str, tested: VersionRange) -> tuple[str | None, 
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None, True
+    return version, in_range(version, tested)
+
+
+def in_range(version: str, tested: VersionRange) -> bool:
+    """Whether a version lies in a tested range."""
     low, high = tested
-    return version, _key(low) <= _key(version) < _key(high)
+    return _key(low) <= _key(version) < _key(high)
 
 
 def _warn_outside_range(adapter: Adapter) -> None:

@@ -23,7 +23,8 @@ import pytest
 
 from aios_adapters._agent import Runner
 from aios_adapters._kernel import close_links, link_for
-from aios_adapters._scope import AgentOptions, Scope, current
+from aios_adapters._options import AgentOptions
+from aios_adapters._scope import Scope, current
 from aios_adapters._steps import wrap_function
 from aios_adapters.plugins import host
 from aios_kernel.client import Client

@@ -18,6 +18,8 @@ from aios_kernel.client import Client, connect, stop_in_process
 from aios_kernel.config import Config, load
 from aios_kernel.syscalls import KernelPs, KernelTrace, ProgramInfo, Programs, Span, Trace
 
+pytest.register_assert_rewrite("aios_adapters.contract")
+
 
 @dataclass(frozen=True, slots=True)
 class KernelHandle:

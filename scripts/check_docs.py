@@ -1,8 +1,8 @@
 """Run the code blocks of the documents, each Python file in a process of its own, on the demo model.
 
 A block is marked by the info string: ```python run``` is executed as a file of its own; ```bash run``` is executed
-line by line with the environment's `aios` on the PATH. Other blocks are only read. Every run has a fresh data
-directory.
+line by line with the environment's `aios` on the PATH; ```python file=NAME``` is a module that the document's other
+blocks can import. Other blocks are only read. Every run has a fresh data directory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(python|bash) run\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^```python file=(\w+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 300
 
 
@@ -29,9 +30,11 @@ def commands(kind: str, text: str, folder: Path) -> list[list[str]]:
     return [[sys.executable, str(file)]]
 
 
-def run_block(name: str, kind: str, text: str) -> bool:
-    """Run one block; prints its output when it fails."""
+def run_block(name: str, kind: str, text: str, files: dict[str, str]) -> bool:
+    """Run one block, with the document's files beside it; prints its output when it fails."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
+        for file, content in files.items():
+            (Path(folder) / file).write_text(content)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"AIOS_HOME": f"{folder}/home", "AIOS_GRACE_S": "1", "PATH": path}
         for command in commands(kind, text, Path(folder)):
@@ -46,11 +49,13 @@ def run_block(name: str, kind: str, text: str) -> bool:
 
 
 def main() -> int:
-    """Run the blocks of the README and of docs/."""
+    """Run the blocks of the README and of docs/, or of the documents that are named."""
     good = True
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for number, (kind, text) in enumerate(BLOCK.findall(document.read_text()), 1):
-            good &= run_block(f"{document.relative_to(ROOT)} block {number}", kind, text)
+    documents = [Path(name).resolve() for name in sys.argv[1:]]
+    for document in documents or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        read = document.read_text()
+        for number, (kind, text) in enumerate(BLOCK.findall(read), 1):
+            good &= run_block(f"{document.relative_to(ROOT)} block {number}", kind, text, dict(FILE.findall(read)))
     return 0 if good else 1
 
 

@@ -317,3 +317,15 @@ def test_exported_names() -> None:
     for name in aios.__all__:
         assert getattr(aios, name) is not None
     assert list(aios.__all__) == sorted(aios.__all__)
+
+
+def test_a_kernel_by_its_url(fake_kernel: KernelHandle) -> None:
+    """`unix://` names the same socket as the path; the decorator and the environment take both."""
+    path = f"unix://{fake_kernel.config.home}/run/kernel.sock"
+
+    @aios.agent(name="alice", kernel=path)
+    def work() -> str:
+        return ask("say x")
+
+    assert work() == "x"
+    assert finished(fake_kernel)[0].agent == "alice"

@@ -15,7 +15,7 @@ import typer
 from aios_adapters.cli.looking import ask
 from aios_adapters.cli.output import Json, show_json, show_table
 from aios_adapters.plugins import host, version_state
-from aios_kernel.config import Config, home_of, load_with_origins, socket_of
+from aios_kernel.config import Config, home_of, is_url, load_with_origins, socket_of
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import KernelInfo, KernelPolicy, KernelStatus, Ok
 
@@ -121,6 +121,8 @@ def _settings_checks() -> list[Check]:
     except AiosError as error:
         return [*checks, Check("configuration", False, error.message, error.fix or "")]
     checks.append(Check("configuration", True, f"data in {home_of(config)}"))
+    if is_url(config.kernel):
+        return [*checks, _kernel_check(config)]
     fits = len(str(socket_of(config)).encode()) < 104
     checks.append(Check("socket path", fits, str(socket_of(config)), "set AIOS_HOME to a shorter path"))
     return [*checks, _kernel_check(config)]
@@ -178,7 +180,9 @@ def _hook_check(name: str, module: str) -> Check:
         importing(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            return Check(f"{name}: {module}", True, "not in the installed version")
+            # Without its framework an adapter has nothing to hook; beside it, the module has moved.
+            moved = "." in error.name and module not in host().installed[name].adapter.optional
+            return Check(f"{name}: {module}", not moved, "not in the installed version", _pins(name))
         return Check(f"{name}: {module}", False, str(error), f"pip install {error.name}")
     except Exception as error:  # noqa: BLE001 - a framework may fail to import in any way; the doctor says so
         return Check(f"{name}: {module}", False, f"{type(error).__name__}: {error}"[:200], f"reinstall {name}")
@@ -186,6 +190,11 @@ def _hook_check(name: str, module: str) -> Check:
     return Check(
         f"{name}: {module}", error is None, "hooked" if error is None else error.message, (error and error.fix) or ""
     )
+
+
+def _pins(name: str) -> str:
+    tested = host().installed[name].adapter.tested
+    return "pip install " + " ".join(f"'{each}>={low},<{high}'" for each, (low, high) in tested.items())
 
 
 def _print_log() -> None:

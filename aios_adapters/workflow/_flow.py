@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar, overload
 
 from aios_adapters._agent import agent
-from aios_adapters._scope import MemoryMode, required
+from aios_adapters._options import MemoryMode
+from aios_adapters._scope import required
 from aios_adapters.workflow._run import Driver, Run
 from aios_adapters.workflow._step import RemoteStep, Step
 from aios_adapters.workflow._target import Target

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aios_adapters._handover import environment
 from aios_adapters._scope import Scope
-from aios_adapters.workflow._handover import environment
 from aios_kernel.errors import ToolError
 
 TOPIC = "workflow"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from aios_adapters._scope import MemoryMode
+from aios_adapters._options import MemoryMode
 from aios_adapters.workflow._target import Target
 from aios_kernel.syscalls import Priority
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from aios_adapters import _steps
 from aios_adapters._agent import Runner
-from aios_adapters._scope import AgentOptions, MemoryMode, required
+from aios_adapters._handover import Foreign, parent_program
+from aios_adapters._options import AgentOptions, MemoryMode
+from aios_adapters._scope import required
 from aios_adapters.messages import areceive, await_end
 from aios_adapters.workflow import _process
 from aios_adapters.workflow._failure import StepFailed
-from aios_adapters.workflow._handover import Foreign, parent_program
 from aios_adapters.workflow._perform import Assignment, decoded, perform
 from aios_adapters.workflow._target import Target
 from aios_kernel.errors import AiosError

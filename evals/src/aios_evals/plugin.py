@@ -265,6 +265,25 @@ def exactness(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def adapters(
+    json: Json = False,
+    full: Full = False,
+    framework: Annotated[
+        list[str] | None, typer.Option(help="langchain, autogen, llamaindex, openai, metagpt; again for several.")
+    ] = None,
+    metagpt: Annotated[Path, typer.Option(help="Interpreter of MetaGPT's environment.")] = Path(
+        ".venv-metagpt/bin/python"
+    ),
+) -> None:
+    """What an adapter adds to a model call and a tool call inside an agent, and to any call outside."""
+    from aios_evals import report
+    from aios_evals.adapters_bench.run import names, run
+
+    outcome = run(_known(framework, names()), 5000 if full else 1000, metagpt.absolute())
+    report.emit("adapters", outcome.rows, json=json, versions=outcome.versions, notes=outcome.notes)
+
+
+@bench.command()
 def policies(json: Json = False, full: Full = False) -> None:
     """What one decision of each scheduling policy costs, with 64 running contexts and up to 10,000 that wait."""
     from aios_evals import report

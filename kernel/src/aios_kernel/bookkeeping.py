@@ -15,6 +15,7 @@ def count(open_call: OpenCall, queued_s: float, ran_s: float) -> None:
         account.prompt_tokens += open_call.usage.prompt_tokens
         account.cached_tokens += open_call.usage.cached_tokens
         account.completion_tokens += open_call.usage.completion_tokens
+        open_call.program.terms.spend(open_call.usage.prompt_tokens + open_call.usage.completion_tokens)
         account.queued_s += queued_s
         account.running_s += ran_s
         account.service_tokens += sum(generation.computed for generation in open_call.generations)

@@ -24,7 +24,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Everything that can be set. Keys of `aios.toml` and, upper-cased behind `AIOS_`, of the environment."""
 
     kernel: str = "auto"
-    """`auto` (start or join), `off`, `inprocess`, `passthrough`, or the path of a kernel's socket."""
+    """`auto` (start or join), `off`, `inprocess`, `passthrough`, the path of a kernel's socket (`unix://` before it or
+    not), or the URL of its HTTP front, `http://127.0.0.1:8400`."""
     home: str = ""
     """Data directory; empty: the platform's user data folder."""
     token: str = ""
@@ -129,9 +130,19 @@ def home_of(config: Config) -> Path:
 
 def socket_of(config: Config) -> Path:
     """The kernel's socket: what `kernel` names, else the one in the data directory."""
+    if is_url(config.kernel):
+        raise ConfigError(
+            f'kernel = "{config.kernel}" tells no socket; a kernel cannot be served at an URL',
+            fix="unset AIOS_KERNEL; aios serve --http 127.0.0.1:8400",
+        )
     if config.kernel not in {"auto", "off", "inprocess", "passthrough", ""}:
-        return Path(config.kernel).expanduser()
+        return Path(config.kernel.removeprefix("unix://")).expanduser()
     return home_of(config) / "run" / "kernel.sock"
+
+
+def is_url(kernel: str) -> bool:
+    """Whether `kernel` names an HTTP front (or what is mistaken for one) rather than a socket."""
+    return "://" in kernel and not kernel.startswith("unix://")
 
 
 def token_file_of(config: Config) -> Path:
@@ -158,7 +169,7 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     return {}, {}
 
 
-_NOT_SETTINGS = {"data", "parent"}
+_NOT_SETTINGS = {"data", "parent", "parent_options"}
 """`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
 
 

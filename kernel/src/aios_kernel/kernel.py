@@ -143,6 +143,9 @@ class Kernel:
         self.gate.enter()
         self.agents.open_calls.setdefault(open_call.program.id, set()).add(open_call)
         self._set_deadline(open_call, timeout_s)
+        if open_call.program.terms.is_over(open_call.call):
+            open_call.fail(open_call.program.terms.late())
+            return
         try:
             answer = self._routes[type(open_call.call)](open_call, open_call.call)
         except Exception as error:  # noqa: BLE001 - a syscall's fault ends that syscall, never the kernel
@@ -171,8 +174,13 @@ class Kernel:
 
     def _set_deadline(self, open_call: OpenCall, timeout_s: float | None) -> None:
         limit = timeout_s if timeout_s is not None else self.config.call_timeout_s or None
+        late = errors.DeadlineExceeded(f"the deadline of {limit or 0:g} s has passed", fix="pass a longer timeout")
+        terms = open_call.program.terms
+        if terms.ends_at_s is not None:
+            left_s = max(0.0, terms.ends_at_s - time.monotonic())
+            if limit is None or left_s < limit:
+                limit, late = left_s, terms.late()
         if limit is not None:
-            late = errors.DeadlineExceeded(f"the deadline of {limit:g} s has passed", fix="pass a longer timeout")
             open_call.deadline_s = time.monotonic() + limit
             open_call.timer = self.loop.call_later(max(0.0, limit), self.end_early, open_call, late)
 

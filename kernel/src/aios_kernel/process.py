@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aios_kernel import errors
 from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState, WindowStrategy
+from aios_kernel.terms import Terms
 
 _FINISHED_KEPT = 1000
 _NAME_LIMIT = 200
@@ -58,6 +59,8 @@ class Program:
     parent: str | None = None
     window: WindowStrategy | None = None
     """For its chats; None: the kernel's."""
+    terms: Terms = field(default_factory=Terms)
+    """Tokens, time and tools that it may use."""
     root: str = ""
     """The program at the top of its family; empty: itself."""
     session: int = 0
@@ -148,6 +151,7 @@ class ProcessTable:
             priority=call.priority,
             parent=call.parent,
             window=call.window or (parent.window if parent else None),
+            terms=(parent.terms if parent else Terms()).below(call),
             root=(parent.root or parent.id) if parent else "",
             session=session,
         )

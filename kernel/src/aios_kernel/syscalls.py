@@ -91,7 +91,8 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     `tool_choice` is `auto`, `none`, `required` or a tool's name. At most one of these holds the answer's text:
     `schema`, a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or
     `choice`, of which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
-    `window` overrides what is declared for the agent: its program's, or the kernel's `window`.
+    `window` overrides what is declared for the agent: its program's, or the kernel's `window`. `lora` names an adapter
+    of the model; an engine that has none refuses it.
     """
 
     messages: list[Message]
@@ -105,6 +106,7 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     regex: str | None = None
     choice: list[str] = []
     window: WindowStrategy | None = None
+    lora: str | None = None
 
 
 class LlmEmbed(_Message, frozen=True, tag="llm.embed"):
@@ -392,6 +394,14 @@ class AgentSpawn(_Message, frozen=True, tag="agent.spawn"):
     parent: str | None = None
     window: WindowStrategy | None = None
     """For its chats that name none; None: its parent's, or the kernel's."""
+    budget: int | None = None
+    """Tokens, prompts and answers, of this run and its children; None: as many as its parent has."""
+    deadline_s: float | None = None
+    """Seconds from now until its syscalls end with `DeadlineExceeded`, those of its children too..."""
+    run_s: float | None = None
+    """...of so many that the whole run was given, for the words of that error; None: the same."""
+    tools: list[str] | None = None
+    """Tools that it and its children may call; None: those that its parent may."""
 
 
 class AgentExit(_Message, frozen=True, tag="agent.exit"):

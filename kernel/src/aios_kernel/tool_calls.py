@@ -6,16 +6,23 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from aios_kernel import errors
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import ProcessTable, Program
 from aios_kernel.scheduler.protocol import Event, ToolBegan, ToolEnded
 from aios_kernel.syscalls import Ok, Result, Span, ToolBegin, ToolEnd, ToolGrant, ToolInvoke, ToolList, Tools
+from aios_kernel.tools import check_allowed
 from aios_kernel.trace import Tracer
 
 if TYPE_CHECKING:
     from aios_kernel.kernel import Handler
     from aios_kernel.managers import Managers
+
+
+_LEAST_S = 0.001
+"""Of a grant, when the run's time is over: its call is being ended."""
 
 
 class ToolService:
@@ -41,7 +48,11 @@ class ToolService:
                 self._ended(program, expired.grant, expired.name, now - expired.began_s, expired.error.code)
 
     def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant:
-        grant = self._grants.begin(open_call.program.id, call, time.time())
+        terms = open_call.program.terms
+        if terms.ends_at_s is not None:
+            left_s = max(terms.ends_at_s - time.monotonic(), _LEAST_S)
+            call = msgspec.structs.replace(call, timeout_s=min(left_s, call.timeout_s or left_s))
+        grant = self._grants.begin(open_call.program.id, call, time.time(), allowed=terms.tools)
         open_call.program.tools[grant.grant] = call.name
         self._observe(ToolBegan(open_call.program.id, call.name, call.expected_s))
         return grant
@@ -54,6 +65,7 @@ class ToolService:
 
     async def _invoke(self, open_call: OpenCall, call: ToolInvoke) -> Result:
         program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        check_allowed(call.name, program.terms.tools)
         program.tools[key] = call.name
         self._observe(ToolBegan(program.id, call.name, self._registry.expected_s(call.name)))
         try:

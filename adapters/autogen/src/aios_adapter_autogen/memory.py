@@ -73,7 +73,7 @@ async def _mediated(
     scope: Scope, original: Callable[..., Any], memory: Any, /, args: Any, kwargs: Any, *, write: str | None
 ) -> Any:
     """The original under the kernel's eyes: one search or one note (always the same) in the agent's own space."""
-    if scope.options.memory == "off" or _busy.get() is memory:
+    if getattr(memory, "aios_kept", False) or scope.options.memory == "off" or _busy.get() is memory:
         return await original(memory, *args, **kwargs)
     name = type(memory).__name__
     space = f"agent/{scope.agent}/mediated/{name}"

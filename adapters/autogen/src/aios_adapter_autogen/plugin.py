@@ -5,15 +5,15 @@ from __future__ import annotations
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
+from aios_adapters.versions import TESTED
 
 
 @hookimpl
 def aios_adapter() -> Adapter:
     """The adapter of AutoGen AgentChat."""
-    tested = ("0.7", "0.8")
     return Adapter(
         name="autogen",
-        tested={"autogen-agentchat": tested, "autogen-core": tested, "autogen-ext": tested},
+        tested=TESTED["autogen"],
         hooks={
             "autogen_core": _runtime,
             "autogen_core.models": _models,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
+from aios_adapters.versions import TESTED
 
 
 @hookimpl
@@ -12,12 +13,7 @@ def aios_adapter() -> Adapter:
     """The adapter of LangChain and LangGraph."""
     return Adapter(
         name="langchain",
-        tested={
-            "langchain": ("1.4", "1.5"),
-            "langchain-core": ("1.7", "1.8"),
-            "langchain-openai": ("1.7", "1.8"),
-            "langgraph": ("1.2", "1.3"),
-        },
+        tested=TESTED["langchain"],
         hooks={
             "langchain_core.language_models.chat_models": _chat_models,
             "langchain_core.language_models.llms": _completion_models,

@@ -1,4 +1,4 @@
-"""Memory that stays where it is: the original runs, and each access passes the kernel as one cheap syscall.
+"""Memory that stays where it is, vector stores too: the original runs, and each access is one syscall.
 
 That is everything but the stores that the kernel keeps: chat stores in databases, memory blocks, memories of other
 kinds, and all of them under `memory="mediated"`.
@@ -17,6 +17,7 @@ from llama_index.core.memory.types import BaseChatStoreMemory, BaseMemory
 from llama_index.core.storage.chat_store.base import BaseChatStore
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore
 from llama_index.core.storage.chat_store.simple_chat_store import SimpleChatStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from aios_adapters import Scope
 from aios_adapters.patching import Patcher, Wrapper
@@ -36,6 +37,11 @@ _DB_WRITES = (
     "archive_oldest_messages",
 )  # fmt: skip
 
+_VECTOR_READS = ("query", "aquery", "get_nodes", "aget_nodes")
+_VECTOR_WRITES = (
+    "add", "async_add", "delete", "adelete", "delete_nodes", "adelete_nodes", "clear", "aclear",
+)  # fmt: skip
+
 _passing: ContextVar[Any] = ContextVar("aios_llamaindex_memory", default=None)
 """The object whose access has passed the kernel: what it calls on itself on the way belongs to that access."""
 
@@ -46,6 +52,8 @@ def install(patcher: Patcher) -> None:
     patcher.leaves(AsyncDBChatStore, _wrappers(AsyncDBChatStore, _DB_READS, _DB_WRITES), late=_PYDANTIC)
     patcher.leaves(BaseMemoryBlock, _wrappers(BaseMemoryBlock, ("_aget",), ("_aput",)), late=_PYDANTIC)
     patcher.leaves(BaseMemory, _wrappers(BaseMemory, _READS, _WRITES), late=_PYDANTIC)
+    vectors = _wrappers(BasePydanticVectorStore, _VECTOR_READS, _VECTOR_WRITES)
+    patcher.leaves(BasePydanticVectorStore, vectors, late=_PYDANTIC)
 
 
 def is_kept(scope: Scope) -> bool:
@@ -94,6 +102,7 @@ def _is_free(scope: Scope, target: Any) -> bool:
     """Whether an access needs no syscall of its own: memory is off, it is part of another, or its store will pass."""
     return (
         scope.options.memory == "off"
+        or getattr(target, "aios_kept", False)
         or _passing.get() is target
         or isinstance(target, BaseChatStoreMemory | Memory)
         or (is_kept(scope) and isinstance(target, SimpleChatStore))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
+from aios_adapters.versions import TESTED
 
 
 @hookimpl
@@ -12,11 +13,7 @@ def aios_adapter() -> Adapter:
     """LlamaIndex: agents, workflows, LLMs, tools, chat stores and memory."""
     return Adapter(
         name="llamaindex",
-        tested={
-            "llama-index-core": ("0.14", "0.15"),
-            "llama-index-workflows": ("2.26", "2.27"),
-            "llama-index-llms-openai": ("0.8", "0.9"),
-        },
+        tested=TESTED["llamaindex"],
         hooks={
             "llama_index.core": _core,
             "llama_index.core.agent.workflow": _agents,

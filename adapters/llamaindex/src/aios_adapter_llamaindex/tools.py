@@ -9,12 +9,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import msgspec
+from llama_index.core.bridge.pydantic import ValidationError
 from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, BaseToolAsyncAdapter, ToolOutput
 from llama_index.core.workflow import Context
 
 from aios_adapters import Scope
 from aios_adapters.patching import Patcher
+from aios_kernel.errors import InvalidRequest
 
 _running: ContextVar[BaseTool | None] = ContextVar("aios_llamaindex_tool", default=None)
 """The tool whose call has its grant: its `acall` may go through its own `call`, which is the same call."""
@@ -39,6 +41,7 @@ def _call(scope: Scope, original: Any, tool: BaseTool, /, *args: Any, **kwargs: 
         return bound(*args, **kwargs)
 
     def run() -> ToolOutput:
+        _check(scope, tool, args, kwargs)
         with _granted(tool):
             return bound(*args, **kwargs)
 
@@ -51,6 +54,7 @@ async def _acall(scope: Scope, original: Any, tool: BaseTool, /, *args: Any, **k
         return await bound(*args, **kwargs)
 
     async def run() -> ToolOutput:
+        _check(scope, tool, args, kwargs)
         with _granted(tool):
             return await bound(*args, **kwargs)
 
@@ -69,6 +73,26 @@ def _granted(tool: BaseTool) -> Generator[None]:
         yield
     finally:
         _running.reset(token)
+
+
+def _check(scope: Scope, tool: BaseTool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that do not fit the tool's schema, which the framework shows the model and then forgets.
+
+    What fits is passed on as it came: nothing is converted.
+    """
+    schema = tool.metadata.fn_schema
+    if scope.passthrough or not isinstance(tool, FunctionTool) or schema is None:
+        return
+    try:
+        schema.model_validate({**tool.partial_params, **_by_name(tool, args), **kwargs})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise InvalidRequest(
+            f'the arguments do not fit the schema of tool "{tool.metadata.get_name()}": {wrong}',
+            agent=scope.agent,
+            syscall="tool.begin",
+            fix="call it with arguments that do",
+        ) from None
 
 
 def _arguments(tool: BaseTool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

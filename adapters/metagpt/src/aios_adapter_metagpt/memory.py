@@ -65,7 +65,21 @@ class Keepers:
         return result
 
     def _active(self, scope: Scope, memory: Any) -> Keeper | None:
+        name = getattr(memory, "aios_name", None)
+        if name is not None:
+            return self._named(scope, memory, str(name))
         return None if scope.options.memory == "off" else self._keepers.get(id(memory))
+
+    def _named(self, scope: Scope, memory: Any, name: str) -> Keeper:
+        """The keeper of a `KernelMemory`, brought up to date at its first use in a run."""
+        run = _outermost(scope)
+        keeper = self._keepers.get(id(memory))
+        if keeper is None or keeper.run is not run:
+            if keeper is None:
+                weakref.finalize(memory, self._keepers.pop, id(memory), None)
+            keeper = self._keepers[id(memory)] = Keeper(f"agent/{run.agent}/metagpt/named/{name}", run, mediated=False)
+            keeper.refresh(scope, memory, scope.call(keeper.everything(), Notes))
+        return keeper
 
     def _keeper(self, scope: Scope, memory: Any, label: str) -> Keeper:
         """The keeper of a memory in this run; a memory that was used in another run brings its messages along."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
+from aios_adapters.versions import TESTED
 
 
 @hookimpl
@@ -12,7 +13,7 @@ def aios_adapter() -> Adapter:
     """The adapter of MetaGPT."""
     return Adapter(
         name="metagpt",
-        tested={"metagpt": ("0.8.2", "0.8.3")},
+        tested=TESTED["metagpt"],
         hooks={
             "metagpt.utils.yaml_model": _settings,
             "metagpt.provider.base_llm": _llm,

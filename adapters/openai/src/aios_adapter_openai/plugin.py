@@ -7,6 +7,7 @@ import functools
 from aios_adapters.adapter import Adapter
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.patching import Patcher
+from aios_adapters.versions import TESTED
 
 _WEBSOCKETS = (
     "openai.resources.realtime.realtime",
@@ -26,7 +27,8 @@ def aios_adapter() -> Adapter:
     """The adapter of the OpenAI SDK."""
     return Adapter(
         name="openai",
-        tested={"openai": ("2.45", "4")},
+        tested=TESTED["openai"],
+        optional=_WEBSOCKETS,
         hooks={
             "openai._base_client": _requests,
             "openai._client": functools.partial(_keyless, module="openai._client"),

@@ -38,6 +38,8 @@ class Order:
     """The program at the top of the caller's family; empty: the caller."""
     deadline_s: float | None = None
     """When the caller gives up, in `time.monotonic()` seconds."""
+    lora: str | None = None
+    """The model's LoRA adapter."""
 
 
 class StopFilter:

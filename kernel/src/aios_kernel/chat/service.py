@@ -18,6 +18,7 @@ from aios_kernel.config import Config
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.process import Program
 from aios_kernel.syscalls import LlmChat, Sampling, WindowStrategy
+from aios_kernel.terms import Terms
 
 _INLINE_CHARACTERS = 4000
 
@@ -63,6 +64,7 @@ class ChatService:
         codec = self._model.codec
         prompt, call = (call.prompt, call.call) if isinstance(call, Fitted) else (None, call)
         self._check_model(call.model)
+        self._check_lora(call.lora)
         check(call.sampling, self._model.engine.capabilities)
         prompt = prompt or codec.encode_chat(call)
         order = Order(
@@ -71,16 +73,17 @@ class ChatService:
             agent=program.agent,
             group=program.group,
             priority=program.priority,
-            salt=self._salt(program),
+            salt=self._salt(program, call.lora),
             prompt=prompt,
             sampling=self._sampling(call.sampling),
-            max_tokens=self._limit(call.sampling, len(prompt)),
+            max_tokens=self._limit(call.sampling, len(prompt), program.terms),
             stop=tuple(call.sampling.stop),
             grammar=self._grammar(call),
             logprobs=call.sampling.logprobs,
             history=history_keys(call.messages),
             root=program.root,
             deadline_s=deadline_s,
+            lora=call.lora,
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
@@ -111,8 +114,15 @@ class ChatService:
                 fix=f'map it in aios.toml: [models] "{asked}" = "{self._model.name}", or set strict = false',
             )
 
-    def _salt(self, program: Program) -> bytes:
-        domain = f"{program.principal}\0{program.group}".encode()
+    def _check_lora(self, name: str | None) -> None:
+        if name is not None and not self._model.engine.capabilities.lora:
+            raise errors.Unsupported(
+                f'the LoRA adapter "{name}" cannot be applied: the {self._model.engine.name} engine serves none',
+                fix="leave adapter= of the decorator out, or serve a model that has it merged: aios serve MODEL",
+            )
+
+    def _salt(self, program: Program, lora: str | None = None) -> bytes:
+        domain = f"{program.principal}\0{program.group}\0{lora or ''}".encode()
         return hashlib.blake2b(domain, key=self._salt_key, digest_size=16).digest()
 
     def _sampling(self, asked: Sampling) -> SamplingParams:
@@ -124,7 +134,7 @@ class ChatService:
         codec = self._model.codec
         return (*codec.encode(text), min(codec.end_tokens))
 
-    def _limit(self, sampling: Sampling, prompt: int) -> int:
+    def _limit(self, sampling: Sampling, prompt: int, terms: Terms) -> int:
         window, pool = self._model.codec.window, self._model.engine.capabilities.kv_tokens
         if prompt >= window:
             raise errors.ContextTooLong(
@@ -138,6 +148,8 @@ class ChatService:
                 fix=f"aios serve --kv-tokens {2 * prompt}",
             )
         room = min(window, pool) - prompt
+        if (allowed := terms.room(prompt)) is not None:
+            room = min(room, allowed)
         if sampling.max_tokens is None or not self._model.engine.capabilities.step_control:
             return room  # an engine that decides over its own steps counts by itself
         return min(room, sampling.max_tokens)

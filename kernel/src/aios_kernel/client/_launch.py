@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from aios_kernel import errors
+from aios_kernel.client._address import resolved
 from aios_kernel.client._connection import Connection
 from aios_kernel.config import Config, home_of, load, socket_of, token_file_of
 from aios_kernel.syscalls import Failed
@@ -26,9 +27,9 @@ def connect(config: Config | None = None, *, client: str = "", start: bool | Non
     """A connection to the kernel that the configuration names.
 
     With `kernel = "auto"` or "passthrough" one is started when none answers (`start=False` forbids that). Raises
-    KernelUnavailable with the reason, AuthError or HandshakeRefused.
+    KernelUnavailable with the reason, AuthError, HandshakeRefused, or ConfigError for an URL that can be no kernel's.
     """
-    config = config or load()
+    config = resolved(config or load())
     if config.kernel == "inprocess":
         return _in_process(config, client)
     may_start = config.kernel in ("auto", "passthrough") if start is None else start

@@ -81,14 +81,16 @@ class ContextManager:
         return max(contexts, key=lambda context: context.computed, default=None)
 
     def _open(self, order: Order) -> Context:
-        if self._engine.capabilities.callers:
+        if self._engine.capabilities.callers and order.lora is None:
             family = order.root or order.program
             caller = Caller(order.program, family, order.agent, order.priority, order.max_tokens)
             engine = cast("ForCallers", self._engine)
             return engine.open_for(
                 caller, order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt
             )
-        return self._engine.open(order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt)
+        return self._engine.open(
+            order.prompt, sampling=order.sampling, grammar=order.grammar, lora=order.lora, salt=order.salt
+        )
 
     def swap_out(self, held: Held) -> None:
         """Snapshot a resident context to host memory and free its blocks. Raises OutOfMemory when that is full."""

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aios_kernel import errors
+from aios_kernel.config import socket_of
 from aios_kernel.kernel import Kernel
 from aios_kernel.openai_wire import (
     EMBEDDINGS_PATH,
@@ -28,7 +29,7 @@ from aios_kernel.openai_wire import (
 )
 from aios_kernel.server.http_agents import Caller, HttpAgents, Talk
 from aios_kernel.server.http_replies import EventStream, refusal, whole
-from aios_kernel.syscalls import Embeddings, KernelInfo, KernelStatus, LlmDelta, LlmResult, Result
+from aios_kernel.syscalls import ABI_VERSION, Embeddings, KernelInfo, KernelStatus, LlmDelta, LlmResult, Result
 
 R = TypeVar("R", bound=Result)
 E = TypeVar("E")
@@ -54,6 +55,7 @@ class Front:
                 Route(f"/v1{EMBEDDINGS_PATH}", self.embeddings, methods=["POST"]),
                 Route(f"/v1{MODELS_PATH}", self.models, methods=["GET"]),
                 Route(f"/v1{MODELS_PATH}/{{name:path}}", self.model, methods=["GET"]),
+                Route("/kernel", self.kernel, methods=["GET"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
             ],
@@ -73,6 +75,10 @@ class Front:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
         return whole(model_named(request.path_params["name"], *await self._served(request)))
+
+    async def kernel(self, request: Request) -> Response:
+        """`GET /kernel`: where the socket is, for clients that know this URL alone; it lets nobody in."""
+        return whole({"socket": str(socket_of(self._kernel.config)), "abi": ABI_VERSION})
 
     async def healthz(self, request: Request) -> Response:
         """`GET /healthz`: this loop turns."""

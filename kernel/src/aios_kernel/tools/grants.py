@@ -75,10 +75,7 @@ class ToolGrants:
         if not call.name:
             raise InvalidRequest("the tool has no name", fix="name the tool")
         check_text(call.name, "tool name")
-        if allowed is not None and call.name not in allowed:
-            raise AccessDenied(
-                f"the agent may not use tool {shown(call.name)}", fix="add the tool to the agent's allowed tools"
-            )
+        check_allowed(call.name, allowed)
         decode_arguments(call.name, call.arguments)
         limit_s = check_timeout(call.timeout_s, self._default_timeout_s)
         grant = secrets.token_urlsafe(16)
@@ -137,6 +134,12 @@ class ToolGrants:
                 "the tool call had run out of time before its end was reported", fix="ask for a longer timeout_s"
             )
         return NotFound("this program holds no such grant", fix="call tool.begin first and pass on its grant")
+
+
+def check_allowed(name: str, allowed: Collection[str] | None) -> None:
+    """Raise AccessDenied for a tool that is not among the allowed; None allows all."""
+    if allowed is not None and name not in allowed:
+        raise AccessDenied(f"the agent may not use tool {shown(name)}", fix="add it to tools= of the agent's decorator")
 
 
 def _timeout(name: str, limit_s: float) -> ToolTimeout:

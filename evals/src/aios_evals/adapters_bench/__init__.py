@@ -1,0 +1,1 @@
+"""`aios bench adapters`: what an adapter adds to a call of its framework."""
