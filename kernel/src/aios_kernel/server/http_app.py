@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from typing import Any, TypeVar, cast
@@ -23,6 +24,7 @@ from aios_kernel.openai_wire import (
     MODELS_PATH,
     EmbeddingsExchange,
     Exchange,
+    description,
     model_list,
     model_named,
 )
@@ -44,6 +46,7 @@ class Front:
     def __init__(self, kernel: Kernel, agents: HttpAgents) -> None:
         self._kernel = kernel
         self._agents = agents
+        self._description = description(importlib.metadata.version("aios-kernel"))
 
     def app(self) -> Starlette:
         """The application, without a guard."""
@@ -54,6 +57,7 @@ class Front:
                 Route(f"/v1{EMBEDDINGS_PATH}", self.embeddings, methods=["POST"]),
                 Route(f"/v1{MODELS_PATH}", self.models, methods=["GET"]),
                 Route(f"/v1{MODELS_PATH}/{{name:path}}", self.model, methods=["GET"]),
+                Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
             ],
@@ -73,6 +77,10 @@ class Front:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
         return whole(model_named(request.path_params["name"], *await self._served(request)))
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`: what is served, for those who generate clients or tests."""
+        return whole(self._description)
 
     async def healthz(self, request: Request) -> Response:
         """`GET /healthz`: this loop turns."""
