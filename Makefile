@@ -61,11 +61,12 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 		$(foreach f,$(FRAMEWORKS),-e "adapters/$(f)[framework]") -e evals
 	touch $@
 
+# REPORT=docs/frameworks.json writes down what was seen.
 test-environments: setup ## The OpenAI SDK 2 and 3, and frameworks without an adapter, each in an environment of its own (nox).
-	OUTSIDE_REPORT=$(CURDIR)/docs/frameworks.json $(BIN)/python -m nox
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox
 
 test-frameworks: setup ## Of these, the frameworks: agents that know nothing of us, by environment variables alone.
-	OUTSIDE_REPORT=$(CURDIR)/docs/frameworks.json $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1
 
 include adapters/metagpt/Makefile.inc
 

@@ -25,7 +25,7 @@ nox.options.error_on_missing_interpreters = True
 
 
 def _session(name: str, packages: list[str]) -> None:
-    @nox.session(name=name, python="3.11")
+    @nox.session(name=name)
     def run(session: nox.Session) -> None:
         session.install(*packages)
         session.run(

@@ -117,4 +117,6 @@ def record(group: Group) -> Generator[Callable[[dict[str, Any]], None], None, No
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
         names = {row["agent"] for row in seen}
         rows = sorted([*(row for row in rows if row["agent"] not in names), *seen], key=lambda row: row["agent"])
-        path.write_text(json.dumps({"command": "make test-environments", "rows": rows}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"command": "make test-environments REPORT=docs/frameworks.json", "rows": rows}, indent=1) + "\n"
+        )

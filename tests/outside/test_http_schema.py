@@ -43,6 +43,7 @@ BEYOND_SCHEMAS = [
     r"top_logprobs needs logprobs",
     r"max_tokens and max_completion_tokens say different",
     r"several structures of one answer",
+    r"a chat needs at least one message",  # input of thoughts alone
     r"n is above 1, but the answer is forced",
     r"regular expressions",  # the fake engine has none
     r"JSON schema",  # of a tool or an answer: whether it can be held
