@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow test-environments test-frameworks check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -64,7 +64,14 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 		$(foreach f,$(FRAMEWORKS),-e "adapters/$(f)[framework]") -e evals
 	touch $@
 
+# REPORT=docs/frameworks.json writes down what was seen.
+test-environments: setup ## The OpenAI SDK 2 and 3, and frameworks without an adapter, each in an environment of its own (nox).
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox
+
+test-frameworks: setup ## Of these, the frameworks: agents that know nothing of us, by environment variables alone.
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1
+
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .nox build dist .pytest_cache .ruff_cache .hypothesis runs

@@ -29,6 +29,8 @@ original runs. `detail`: makes sense only where the kernel answers; under passth
 """
 
 _Entered: TypeAlias = Callable[[], Scope | None]
+DIRECT = "__aios_direct__"
+"""A true class attribute of this name marks a class that goes to the kernel by itself: it is never patched."""
 _MISSING = object()
 
 
@@ -85,6 +87,8 @@ class Patcher:
                 setattr(owner, name, before)
 
     def _own_methods(self, cls: type, wrappers: Mapping[str, Wrapper], kind: Kind) -> None:
+        if getattr(cls, DIRECT, False):
+            return
         for name, wrapper in wrappers.items():
             original = vars(cls).get(name, _MISSING)
             if original is _MISSING or getattr(original, "__isabstractmethod__", False) or _is_ours(original):

@@ -1,11 +1,13 @@
 """Pytest fixtures for adapters and agents: `pytest_plugins = ["aios_adapters.testing"]`.
 
-`fake_kernel` is a real kernel in this process, behind the real protocol, with the fake engine (see
-`aios_kernel.engine.fake` for the replies it gives) and an own data directory.
+`fake_kernel` is a real kernel, behind the real protocol, with the fake engine (see `aios_kernel.engine.fake` for the
+replies it gives) and an own data directory. It runs in this process; with `AIOS_PYTHON` in the environment, which an
+environment without the kernel's libraries needs, it is a process of that interpreter.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pytest
 from aios_adapters import _kernel
 from aios_kernel.client import Client, connect, stop_in_process
 from aios_kernel.config import Config, load
-from aios_kernel.syscalls import KernelPs, KernelTrace, ProgramInfo, Programs, Span, Trace
+from aios_kernel.syscalls import KernelPs, KernelShutdown, KernelTrace, ProgramInfo, Programs, Span, Trace
 
 pytest.register_assert_rewrite("aios_adapters.contract")
 
@@ -51,8 +53,9 @@ class KernelHandle:
 @pytest.fixture
 def fake_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[KernelHandle, None, None]:
     """A kernel with the fake engine; decorated agents of this test use it without further settings."""
+    elsewhere = "AIOS_PYTHON" in os.environ
     settings = {
-        "KERNEL": "inprocess",
+        "KERNEL": "auto" if elsewhere else "inprocess",
         "HOME": str(tmp_path / "aios"),
         "MODEL": "fake",
         "EMBEDDER": "hash",
@@ -65,6 +68,9 @@ def fake_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Ke
     try:
         yield KernelHandle(config, Client(connection))
     finally:
+        if elsewhere:
+            Client(connection).call(KernelShutdown())
         connection.close()
         _kernel.close_links()
-        stop_in_process(config)
+        if not elsewhere:
+            stop_in_process(config)

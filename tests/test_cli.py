@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx
 import pytest
 
 AIOS = str(Path(sys.executable).parent / "aios")
@@ -90,6 +92,25 @@ def test_listings_have_json(served: Shell, tmp_path: Path) -> None:
     assert "worker" in drawn.read_text()
     assert "worker" in served("ps")
     assert "llm.chat" in served("trace")
+
+
+def test_what_is_served_has_an_http_front_on_a_socket(served: Shell) -> None:
+    there = httpx.HTTPTransport(uds=str(served.home / "run" / "http.sock"))
+    with httpx.Client(transport=there, base_url="http://localhost") as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["fake"]
+
+
+def test_serve_says_where_its_front_is(shell: Shell) -> None:
+    kernel = shell.start("serve", "--http", "unix,127.0.0.1:0")
+    assert kernel.stdout is not None
+    with kernel.stdout:
+        said = kernel.stdout.readline()
+        assert f"unix:{shell.home}/run/http.sock" in said
+        found = re.search(r"http://127\.0\.0\.1:[1-9]\d*/v1", said)
+        assert found
+        assert httpx.get(f"{found.group()}/models").status_code == 401
+        kernel.send_signal(signal.SIGINT)
+        assert kernel.wait(20) == 0
 
 
 def test_a_second_kernel_says_who_owns_the_directory(served: Shell) -> None:

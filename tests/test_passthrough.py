@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
@@ -19,38 +18,60 @@ from aios_kernel.client import Client
 from aios_kernel.config import home_of, load
 from aios_kernel.syscalls import AccessAudit, AuditRecords, KernelShutdown
 
-SUITE = Path(__file__).parent / "passthrough_suite" / "suite.py"
+SUITES = Path(__file__).parent / "passthrough_suite"
 OPTIONS = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function", "-p", "no:cacheprovider"]
 
 
-def outcomes(folder: Path, name: str, *arguments: str, **environment: str) -> dict[str, str]:
-    """Run the suite in a process of its own; gives each test's outcome, `-` for passed."""
-    report = folder / f"{name}.xml"
-    suite = folder / "test_suite.py"
-    suite.write_text(SUITE.read_text())  # away from our own conftest
-    command = [sys.executable, "-m", "pytest", *OPTIONS, f"--junitxml={report}", *arguments, str(suite)]
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("AIOS_")}
-    done = subprocess.run(command, cwd=folder, env=clean | environment, capture_output=True, text=True, timeout=100)
-    assert report.exists(), done.stdout + done.stderr
-    cases = ElementTree.parse(report).getroot().iter("testcase")
-    return {case.attrib["name"]: ",".join(part.tag for part in case) or "-" for case in cases}
+def compared(folder: Path, suite: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
+    """Run the check on a copy of a suite, away from our own conftest; gives its status, output and figures."""
+    (folder / "test_suite.py").write_text(suite.read_text())
+    command = [sys.executable, "-m", "aios_adapters.passthrough_check", "--json", "figures.json", *OPTIONS, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    figures = folder / "figures.json"
+    return done.returncode, done.stdout + done.stderr, json.loads(figures.read_text()) if figures.exists() else {}
 
 
 @pytest.mark.slow
-def test_suite_has_the_same_outcomes(tmp_path: Path) -> None:
-    without = outcomes(tmp_path, "without")
-    report = tmp_path / "report.json"
-    plugin = ("-p", "aios_adapters.pytest_passthrough", "--aios-report", str(report))
-    under = outcomes(tmp_path, "under", *plugin, AIOS_KERNEL="passthrough")
-    assert under == without
-    assert without["test_this_fails"] == "failure"
-    assert list(without.values()).count("failure") == 1
-    counts = json.loads(report.read_text())
-    assert counts["tests"] == len(without)
-    assert counts["syscalls"]["llm.chat"] >= 12
-    assert counts["syscalls"]["tool.begin"] >= 4
-    assert counts["syscalls"]["storage.list"] > 0
-    assert counts["syscalls"]["memory.search"] > 0
+@pytest.mark.timeout(300)
+def test_a_users_suite_has_the_same_outcomes(tmp_path: Path) -> None:
+    status, said, figures = compared(tmp_path, SUITES / "suite.py")
+    assert status == 0, said
+    assert figures["differences"] == {}
+    assert figures["without"]["failed"] == 1
+    assert figures["calls"]["llm.chat"] >= 12
+    assert figures["calls"]["tool.begin"] >= 4
+    assert figures["calls"]["storage.list"] > 0
+    assert figures["calls"]["memory.search"] > 0
+    assert "different outcomes: 0" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_frameworks_ship_has_the_same_outcomes(tmp_path: Path) -> None:
+    status, said, figures = compared(tmp_path, SUITES / "standard.py", "-W", "ignore::Warning")
+    assert status == 0, said
+    assert figures["without"]["passed"] >= 50
+    assert figures["without"]["failed"] > 0, "the check sees failures"
+    assert figures["calls"]["llm.chat"] >= 20
+
+
+@pytest.mark.slow
+def test_a_difference_is_told(tmp_path: Path) -> None:
+    suite = tmp_path / "differs.py"
+    suite.write_text("import os\ndef test_it():\n    assert 'AIOS_KERNEL' not in os.environ\n")
+    status, said, figures = compared(tmp_path, suite)
+    assert status == 1
+    assert figures["differences"] == {"test_suite::test_it": ["passed", "failed"]}
+    assert "test_suite::test_it: passed without us, failed through the kernel" in said
+
+
+def test_a_suite_that_cannot_run(tmp_path: Path) -> None:
+    suite = tmp_path / "broken.py"
+    suite.write_text("import no_such_module_at_all\n")
+    status, said, _ = compared(tmp_path, suite)
+    assert status == 2
+    assert "no_such_module_at_all" in said
+    assert "fix: " in said
 
 
 def test_plugin_needs_the_setting(tmp_path: Path) -> None:

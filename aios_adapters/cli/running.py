@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import runpy
 import signal
@@ -30,7 +31,10 @@ Policy = Annotated[str | None, typer.Option("--policy", help="Scheduling policy:
 
 def serve(  # noqa: PLR0913 - a command's options
     model: Annotated[str | None, typer.Argument(help="`demo`, a path, a Hugging Face id or openai:NAME.")] = None,
-    http: Annotated[str | None, typer.Option(help="host:port on loopback for the OpenAI-compatible front.")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(help="The OpenAI-compatible front: host:port, unix or unix:PATH."),
+    ] = None,
     policy: Policy = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
@@ -47,7 +51,7 @@ def serve(  # noqa: PLR0913 - a command's options
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
         "compile": compile, "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
-    config = load(flags)
+    config = _with_front(load(flags))
     _take_over(config)
     ours, theirs = os.pipe()
     command = [*kernel_command(config, forever=True), "--report-fd", str(theirs)]
@@ -85,9 +89,28 @@ def _take_over(config: Config) -> None:
     wait_until_free(config, config.start_timeout_s)
 
 
+def _with_front(config: Config) -> Config:
+    """A kernel that is served openly has the HTTP front too, on a socket's file, where its libraries are installed."""
+    libraries = all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn"))
+    return config if config.http or not libraries else msgspec.structs.replace(config, http="unix")
+
+
+def _front_of(config: Config) -> list[str]:
+    """Where its HTTP front listens."""
+    if not config.http:
+        return []
+    connection = connect(config, client=OWN_NAME)
+    try:
+        status = Client(connection).call(KernelInfo())
+    finally:
+        connection.close()
+    assert isinstance(status, KernelStatus)
+    return [f"{address}/v1" if address.startswith("http") else address for address in (status.http or "").split(",")]
+
+
 def _announce(config: Config, report: bytes) -> None:
     if report == b"ready":
-        where = f" and http://{config.http}/v1" if config.http else ""
+        where = "".join(f" and {address}" for address in _front_of(config))
         typer.echo(f"serving {config.model} on {socket_of(config)}{where}; ctrl-C stops it")
     elif report:
         failed = msgspec.msgpack.decode(report, type=Failed)

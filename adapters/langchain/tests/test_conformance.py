@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
 
 import aios_adapters as aios
+from aios_adapter_langchain import KernelCheckpointSaver
 from aios_adapters.testing import KernelHandle
 
 conformance = pytest.importorskip("langgraph.checkpoint.conformance")
@@ -57,3 +58,29 @@ async def test_checkpointer(fake_kernel: KernelHandle, make: Any) -> None:
     report = await run()
     assert report.passed_all_base(), report.to_dict()
     assert any(program.storage_calls for program in fake_kernel.ps())
+
+
+class NothingKept(KernelCheckpointSaver):
+    """Forgets what this process has seen before each access: all that is found is the kernel's."""
+
+    def _room(self, scope: Any) -> Any:
+        self._rooms.clear()
+        return super()._room(scope)
+
+
+@pytest.mark.parametrize("make", [KernelCheckpointSaver, NothingKept])
+@pytest.mark.parametrize("in_a_scope", [False, True])
+async def test_kernel_saver(fake_kernel: KernelHandle, make: Any, in_a_scope: bool) -> None:
+    @conformance.checkpointer_test(name="kernel")
+    async def saver() -> AsyncIterator[Any]:
+        yield make()
+
+    if in_a_scope:
+        with aios.running("conformance"):
+            report = await conformance.validate(saver)
+    else:
+        report = await conformance.validate(saver)
+    assert report.passed_all(), report.to_dict()
+    assert report.conformance_level() == "FULL"
+    (row,) = [row for row in fake_kernel.ps() if row.storage_calls]
+    assert row.agent == ("conformance" if in_a_scope else "langgraph")

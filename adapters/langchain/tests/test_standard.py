@@ -1,7 +1,8 @@
-"""LangChain's own standard suites (`langchain-tests`), rerouted in a scope; nothing in them knows the kernel.
+"""LangChain's own standard suites (`langchain-tests`) on the kernel; nothing in them knows it.
 
-Deselected, with the reasons, are the tests of `DESELECTED`; skipped are those of inputs that no model here reads
-(images, audio, PDF), of Anthropic's message format, and of recorded HTTP, by the suites themselves.
+The chat suites run three times: against `ChatOpenAI`, rerouted in a scope, and against `KernelChatModel`, both on the
+scripted model, since they ask for tool calls with exact arguments; and, what does not ask for that, against both on the
+torch engine (test_standard_torch.py). What is not run stands in tests/outside/deselected.toml, with the reasons.
 """
 
 from __future__ import annotations
@@ -16,38 +17,39 @@ import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 import aios_adapters as aios
+from aios_adapter_langchain import KernelByteStore, KernelChatModel, KernelEmbeddings, KernelVectorStore
 from aios_adapters.testing import KernelHandle
 
 suites = pytest.importorskip("langchain_tests.integration_tests")
 units = pytest.importorskip("langchain_tests.unit_tests")
-
-DESELECTED = {
-    "test_serdes": "compares with a snapshot file that only langchain-openai's own repository has",
-    "test_init_time": "times the constructor of ChatOpenAI; no call is made",
-}
-
-
-@pytest.fixture(autouse=True)
-def no_deselected(request: pytest.FixtureRequest) -> None:
-    """Skip what is listed."""
-    reason = DESELECTED.get(request.node.originalname)
-    if reason:
-        pytest.skip(reason)
+pytestmark = [
+    pytest.mark.outside,
+    pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema"),
+    pytest.mark.filterwarnings("ignore:Benchmarks are automatically disabled"),
+]
 
 
-class InScope:
-    """Every test runs in the scope of an agent, on the scripted model."""
+class Scripted:
+    """The scripted model stands behind the kernel."""
 
     @pytest.fixture(autouse=True)
-    def in_a_scope(self, fake_kernel: KernelHandle, network_attempts: list[Any]) -> Iterator[None]:
+    def script(self, fake_kernel: KernelHandle, network_attempts: list[Any]) -> Iterator[None]:
         script = _script()
         aios.host().register(script)
         try:
-            with aios.running("standard"):
-                yield
+            yield
         finally:
             aios.host().unregister(script)
         assert not network_attempts
+
+
+class InScope(Scripted):
+    """Every test runs in the scope of an agent, which is where `ChatOpenAI` and its like are rerouted."""
+
+    @pytest.fixture(autouse=True)
+    def in_a_scope(self, script: None) -> Iterator[None]:
+        with aios.running("standard"):
+            yield
 
 
 def _script() -> Any:
@@ -66,19 +68,72 @@ class TestChatUnit(units.ChatModelUnitTests):
     init_from_env_params = ({"OPENAI_API_KEY": "key"}, {"model": "gpt-4o"}, {"openai_api_key": "key"})
 
 
-@pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
 class TestChat(InScope, suites.ChatModelIntegrationTests):
     chat_model_class = ChatOpenAI
     chat_model_params = {"model": "gpt-4o"}
     supports_json_mode = True
+    supports_anthropic_inputs = True
     model_override_value = "fake"  # an answer names the model that gave it
+
+
+class TestKernelChatUnit(units.ChatModelUnitTests):
+    chat_model_class = KernelChatModel
+    chat_model_params = {}
+    init_from_env_params = ({"AIOS_MODEL": "fake"}, {}, {"model": None})
+
+
+class TestKernelChat(Scripted, suites.ChatModelIntegrationTests):
+    chat_model_class = KernelChatModel
+    chat_model_params = {}
+    supports_json_mode = True
+    supports_anthropic_inputs = True
+    model_override_value = "fake"
+
+
+class TestKernelChatInScope(InScope, TestKernelChat):
+    """The same where an agent is on."""
 
 
 class TestEmbeddingsUnit(units.EmbeddingsUnitTests):
     embeddings_class = OpenAIEmbeddings
     embedding_model_params = {"model": "e", "check_embedding_ctx_length": False}
+    init_from_env_params = ({"OPENAI_API_KEY": "key"}, {"model": "e"}, {"openai_api_key": "key"})
 
 
 class TestEmbeddings(InScope, suites.EmbeddingsIntegrationTests):
     embeddings_class = OpenAIEmbeddings
     embedding_model_params = {"model": "e", "check_embedding_ctx_length": False}
+
+
+class TestKernelEmbeddings(suites.EmbeddingsIntegrationTests):
+    embeddings_class = KernelEmbeddings
+
+    @pytest.fixture(autouse=True)
+    def kernel(self, fake_kernel: KernelHandle) -> None:
+        pass
+
+
+class TestVectorStore(suites.VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, fake_kernel: KernelHandle) -> Any:
+        return KernelVectorStore("standard")
+
+
+class TestByteStore(suites.BaseStoreSyncTests[bytes]):
+    @pytest.fixture
+    def kv_store(self, fake_kernel: KernelHandle) -> Any:
+        return KernelByteStore("standard")
+
+    @pytest.fixture
+    def three_values(self) -> Any:
+        return b"one", b"", bytes(range(256))
+
+
+class TestByteStoreAsync(suites.BaseStoreAsyncTests[bytes]):
+    @pytest.fixture
+    async def kv_store(self, fake_kernel: KernelHandle) -> Any:
+        return KernelByteStore("standard")
+
+    @pytest.fixture
+    def three_values(self) -> Any:
+        return b"one", b"", bytes(range(256))

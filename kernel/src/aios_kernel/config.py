@@ -75,7 +75,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Vector index of the memory: `chroma` or `exact`."""
     storage: str = "sqlite"
     http: str = ""
-    """`host:port` on loopback for the OpenAI-compatible front; empty: none."""
+    """Where the OpenAI-compatible front listens: `host:port` on loopback, `unix` (`run/http.sock` in the data
+    directory) or `unix:PATH`; several with commas between them; empty: nowhere (for `aios serve`: `unix`)."""
     principals: dict[str, str] = {}
     """Further principals: name to the SHA-256 (hex) of their token."""
     max_open_calls: Annotated[int, msgspec.Meta(ge=1)] = 20_000

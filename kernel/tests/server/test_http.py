@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -332,7 +333,18 @@ async def test_headers_that_must_not_come_in(http: httpx.AsyncClient, headers: d
 
 
 @pytest.mark.parametrize(
-    "address", ["0.0.0.0:0", "192.168.0.7:80", "example.org:80", "[::]:0", "8400", "127.0.0.1:x", ":80"]
+    "address",
+    [
+        "0.0.0.0:0",
+        "192.168.0.7:80",
+        "example.org:80",
+        "[::]:0",
+        "8400",
+        "127.0.0.1:x",
+        ":80",
+        "unix,0.0.0.0:0",
+        "unix,",
+    ],
 )
 def test_only_loopback_is_listened_on(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -343,6 +355,55 @@ def test_only_loopback_is_listened_on(tmp_path: Path, address: str) -> None:
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen"):
         InProcessKernel(config_of(tmp_path, f"127.0.0.1:{taken.getsockname()[1]}"))
+
+
+@pytest.fixture
+def by_file(tmp_path: Path) -> Generator[Served, None, None]:
+    """A kernel with its front on a unix socket and on a port."""
+    served = Served(config_of(tmp_path, "unix,127.0.0.1:0"))
+    yield served
+    served.stop()
+    assert not (tmp_path / "run" / "http.sock").exists()
+
+
+async def test_a_unix_socket(by_file: Served, tmp_path: Path) -> None:
+    file, port = by_file.url.split(",")
+    path = Path(file.removeprefix("unix:"))
+    assert path == tmp_path / "run" / "http.sock"
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    there = httpx.AsyncHTTPTransport(uds=str(path))
+    async with httpx.AsyncClient(transport=there, base_url="http://localhost") as http:
+        chat = await http.post("/v1/chat/completions", json=CHAT, headers={"x-aios-agent": "neighbour"})
+        assert chat.json()["choices"][0]["message"]["content"] == "hi"
+        assert (await http.get("/v1/models", headers={"authorization": "Bearer wrong"})).status_code == 401
+        assert (await http.get("/v1/models", headers={"origin": "null"})).status_code == 403
+        assert (await http.get("/v1/models", headers={"host": "evil.example"})).status_code == 403
+        client = AsyncOpenAI(base_url="http://localhost/v1", api_key=f"{by_file.token}:keyed", http_client=http)
+        stream = await client.chat.completions.create(model="m", messages=user("say by file"), stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "by file"
+    async with httpx.AsyncClient(base_url=port) as http:
+        assert (await http.get("/v1/models")).status_code == 401, "a port is open to every user of the machine"
+    assert {row.agent for row in by_file.ps()} == {"neighbour", "keyed"}
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="no socket"):
+        InProcessKernel(config_of(tmp_path / "home", f"127.0.0.1:0,unix:{path}"))
+    assert path.read_text() == "mine"
+
+
+async def test_server_sent_events(http: httpx.AsyncClient) -> None:
+    async with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer:
+        assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-store"
+        events = [line async for line in answer.aiter_lines() if line]
+    assert all(line.startswith("data: ") for line in events)
+    assert events[-1] == "data: [DONE]"
+    async with http.stream("POST", "/v1/responses", json={"input": "say hi", "stream": True}) as answer:
+        lines = [line async for line in answer.aiter_lines() if line]
+    assert [line.partition(": ")[0] for line in lines] == ["event", "data"] * (len(lines) // 2)
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
@@ -362,6 +423,20 @@ async def test_token_and_headers_name_the_agent(served: Served, http: httpx.Asyn
     assert rows["key-agent"].llm_calls == 2, "one program for both calls"
     assert (rows["header-agent"].priority, rows["header-agent"].group) == ("interactive", "team")
     assert "visitor" not in rows, "another principal's"
+
+
+async def test_a_header_names_the_program(served: Served, http: httpx.AsyncClient) -> None:
+    for program in ("run-1", "run-2", "run-1", None):
+        headers = {"x-aios-agent": "runner"} | ({"x-aios-program": program} if program else {})
+        assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == 200
+    rows = {row.program.partition(".")[0]: row.llm_calls for row in served.ps() if row.agent == "runner"}
+    assert rows["run-1"] == 2
+    assert rows["run-2"] == 1
+    assert len(rows) == 3
+    for wrong in ("a b", "x" * 65, "a/b", ""):
+        answer = await http.post("/v1/chat/completions", json=CHAT, headers={"x-aios-program": wrong})
+        assert answer.status_code == 400
+        assert "x-aios-program" in answer.json()["error"]["message"]
 
 
 async def test_a_killed_agent_may_come_back(served: Served, http: httpx.AsyncClient) -> None:

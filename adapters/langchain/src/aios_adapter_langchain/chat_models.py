@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -25,11 +25,11 @@ Stop = list[str] | None
 
 def install(patcher: Patcher) -> None:
     """Hook the four methods in which a chat model does its work."""
-    leaves = {"_generate": _generate, "_agenerate": _agenerate, "_stream": _stream, "_astream": _astream}
+    leaves = {"_generate": generate, "_agenerate": agenerate, "_stream": stream, "_astream": astream}
     patcher.leaves(BaseChatModel, leaves, late="__pydantic_init_subclass__", kind="model")
 
 
-def _generate(
+def generate(
     scope: Scope,
     original: Callable[..., Any],
     model: BaseChatModel,
@@ -39,6 +39,7 @@ def _generate(
     run_manager: Any = None,
     **options: Any,
 ) -> ChatResult:
+    """Ask the kernel; see `BaseChatModel._generate`."""
     own = caller(scope)
     with as_model_errors(own):
         request = model_request(model, wire_messages(messages), stop, options)
@@ -46,7 +47,7 @@ def _generate(
     return chat_result(request, results)
 
 
-async def _agenerate(
+async def agenerate(
     scope: Scope,
     original: Callable[..., Any],
     model: BaseChatModel,
@@ -56,6 +57,7 @@ async def _agenerate(
     run_manager: Any = None,
     **options: Any,
 ) -> ChatResult:
+    """Like `generate`; several answers at once."""
     own = caller(scope)
     with as_model_errors(own):
         request = model_request(model, wire_messages(messages), stop, options)
@@ -64,7 +66,7 @@ async def _agenerate(
     return chat_result(request, results)
 
 
-def _stream(
+def stream(
     scope: Scope,
     original: Callable[..., Any],
     model: BaseChatModel,
@@ -74,6 +76,7 @@ def _stream(
     run_manager: Any = None,
     **options: Any,
 ) -> Iterator[ChatGenerationChunk]:
+    """Ask the kernel for a stream; see `BaseChatModel._stream`."""
     own = caller(scope)
     with as_model_errors(own):
         request = model_request(model, wire_messages(messages), stop, options, n=False)
@@ -86,7 +89,7 @@ def _stream(
                     yield chunk
 
 
-async def _astream(
+async def astream(
     scope: Scope,
     original: Callable[..., Any],
     model: BaseChatModel,
@@ -95,7 +98,8 @@ async def _astream(
     stop: Stop = None,
     run_manager: Any = None,
     **options: Any,
-) -> AsyncIterator[ChatGenerationChunk]:
+) -> AsyncGenerator[ChatGenerationChunk]:
+    """Like `stream`."""
     own = caller(scope)
     with as_model_errors(own):
         request = model_request(model, wire_messages(messages), stop, options, n=False)

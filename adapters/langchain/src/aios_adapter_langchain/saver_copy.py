@@ -79,11 +79,12 @@ class SaverCopy:
     Args:
         agent: the agent whose storage it is.
         number: which of the agent's savers.
+        root: the folder, where it is not told by the number.
     """
 
-    def __init__(self, agent: str, number: int) -> None:
+    def __init__(self, agent: str, number: int = 0, *, root: str = "") -> None:
         self._owner = f"agent/{agent}"
-        self._root = numbered("langgraph/checkpoints", number)
+        self._root = root or numbered("langgraph/checkpoints", number)
         self._seen: dict[str, int] = {}
         self._blobs: set[tuple[Any, ...]] = set()
 
@@ -107,12 +108,16 @@ class SaverCopy:
         thread, namespace, id = where["thread_id"], where["checkpoint_ns"], where["checkpoint_id"]
         keys = [(thread, namespace, *item) for item in checkpoint["channel_versions"].items()]
         missing = [key for key in keys if key not in self._blobs and key in saver.blobs]
+        yield from self._put_checkpoint(saver, (thread, namespace, id), missing)
+
+    def _put_checkpoint(self, saver: Any, place: tuple[Any, str, str], keys: list[tuple[Any, ...]]) -> Plan[None]:
+        thread, namespace, id = place
         body, metadata, parent = saver.storage[thread][namespace][id]
-        blobs = [_Blob(key[2], key[3], saver.blobs[key]) for key in missing]
+        blobs = [_Blob(key[2], key[3], saver.blobs[key]) for key in keys]
         _check_kinds([body, metadata, *(blob.value for blob in blobs)])
         file = _CheckpointFile(thread, namespace, id, body, metadata, parent, blobs)
-        yield from self._put(f"{self._folder(thread)}/{_part(namespace)}/{_part(id)}", file)
-        self._blobs.update(missing)
+        yield from self._put(self._file(place), file)
+        self._blobs.update(keys)
 
     def after_writes(self, saver: Any, config: Any, task: str, indexes: Iterable[int]) -> Plan[None]:
         """Keep the writes that `saver.put_writes` has just taken."""
@@ -125,8 +130,29 @@ class SaverCopy:
         _check_kinds([write.value for write in writes])
         # A task's ordinary writes come in one call, errors and interrupts in others: the lowest index tells them apart.
         name = f"{_part(task)}.{min(write.index for write in writes)}"
-        folder = f"{self._folder(thread)}/{_part(namespace)}/{_part(id)}.writes"
+        folder = f"{self._file((thread, namespace, id))}.writes"
         yield from self._put(f"{folder}/{name}", _WritesFile(thread, namespace, id, writes))
+
+    def keep(self, saver: Any, place: tuple[Any, str, str]) -> Plan[None]:
+        """Keep a checkpoint of the saver with all its channel values, so that it needs no other file; and its writes.
+
+        `place` is its thread, namespace and id.
+        """
+        thread, namespace, id = place
+        versions = saver.serde.loads_typed(saver.storage[thread][namespace][id][0])["channel_versions"]
+        keys = [(thread, namespace, *item) for item in versions.items()]
+        yield from self._put_checkpoint(saver, place, [key for key in keys if key in saver.blobs])
+        for (task, index), write in saver.writes.get(place, {}).items():
+            _check_kinds([write[2]])
+            file = _WritesFile(thread, namespace, id, [_Write(task, index, *write[1:])])
+            yield from self._put(f"{self._file(place)}.writes/{_part(task)}.{index}", file)
+
+    def forget(self, place: tuple[Any, str, str]) -> Plan[None]:
+        """Forget one checkpoint and its writes; channel values that only its file had are gone."""
+        file = self._file(place)
+        for path in (file, f"{file}.writes"):
+            yield StorageDelete(path=path, owner=self._owner), Count
+            self._seen = {name: v for name, v in self._seen.items() if name != path and not name.startswith(f"{path}/")}
 
     def after_delete(self, saver: Any, thread: Any) -> Plan[None]:
         """Forget a thread."""
@@ -137,6 +163,10 @@ class SaverCopy:
 
     def _folder(self, thread: Any) -> str:
         return f"{self._root}/{_part(thread)}"
+
+    def _file(self, place: tuple[Any, str, str]) -> str:
+        thread, namespace, id = place
+        return f"{self._folder(thread)}/{_part(namespace)}/{_part(id)}"
 
     def _put(self, path: str, file: _CheckpointFile | _WritesFile) -> Plan[None]:
         info: FileInfo = yield StoragePut(path=path, data=msgspec.msgpack.encode(file), owner=self._owner), FileInfo

@@ -31,10 +31,11 @@ class StoreCopy:
     Args:
         agent: the agent whose memory it is.
         number: which of the agent's stores.
+        folder: the memory below the agent's, where it is not told by the number.
     """
 
-    def __init__(self, agent: str, number: int) -> None:
-        self._space = f"agent/{agent}/{numbered('langgraph-store', number)}"
+    def __init__(self, agent: str, number: int = 0, *, folder: str = "") -> None:
+        self._space = f"agent/{agent}/{folder or numbered('langgraph-store', number)}"
 
     def batch(self, store: Any, ops: Sequence[Any]) -> Plan[list[Any]]:
         """What `store.batch` does; as there, reads come before all writes of the batch."""

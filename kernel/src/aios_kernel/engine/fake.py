@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -45,12 +45,15 @@ _ENDLESS = 1 << 16
 """Words; more than any window in the tests."""
 _WORDS = re.compile(r"\s*\S+|\s+$")
 _END = 0
-_PONDER, _PONDERED = "\x1c", "hm "
-"""A reply without end, and the word that it repeats."""
+_PONDERED = "hm "
+"""The word that a reply without end repeats."""
 _WIDTH = 32
 """Dimensions of a text's vector."""
-_CALL = "\x1e"
-"""Marks a token that is a whole tool call: `\\x1ename\\x1ejson`."""
+_REPLY, _CALL = "!\x1d", "!\x1f"
+"""Mark tokens that are a whole reply, and a whole tool call, as JSON. No text has such a word: words end at spaces."""
+
+_Parts: TypeAlias = list[str | tuple[str, str]]
+"""A reply: texts, and tool calls by name and arguments; empty: one without end."""
 
 
 class _Vocabulary:
@@ -94,7 +97,7 @@ class FakeCodec:
         """Words of all messages; behind them one token that stands for the reply."""
         check_chat(call)
         tokens = self._vocabulary.encode("\n".join(f"<{m.role}> {m.content}" for m in call.messages))
-        return [*tokens, self._vocabulary.id_of("\x1d" + _CALL.join(self._reply(call)))]
+        return [*tokens, self._vocabulary.id_of(_marked(_REPLY, self._reply(call)))]
 
     def encode(self, text: str) -> list[int]:
         """Words of a text."""
@@ -121,8 +124,7 @@ class FakeCodec:
         """There is none to load."""
         raise Unsupported("the fake model has no grammars", fix="serve the demo model")
 
-    def _reply(self, call: LlmChat) -> list[str]:
-        """The reply's parts: words, or marked tool calls."""
+    def _reply(self, call: LlmChat) -> _Parts:
         said = list(reversed([*itertools.takewhile(lambda m: m.role == "tool", reversed(call.messages))]))
         if said:
             return ["tool said: " + " | ".join(message.content for message in said)]
@@ -130,24 +132,28 @@ class FakeCodec:
         lines = user.content.splitlines()
         calls = [line.removeprefix("call ").partition(" ") for line in lines if line.startswith("call ")]
         if calls and call.tools and call.tool_choice != "none":
-            return [f"\x1f{name}\x1f{arguments or '{}'}" for name, _, arguments in calls]
+            return [(name, arguments or "{}") for name, _, arguments in calls]
         if call.choice:
             return [call.choice[0]]
-        return [_text_reply(lines, user.content, call.schema)]
+        return _text_reply(lines, user.content, call.schema)
 
 
-def _text_reply(lines: list[str], content: str, schema: dict[str, Any] | None) -> str:
+def _text_reply(lines: list[str], content: str, schema: dict[str, Any] | None) -> _Parts:
     for line in lines:
         verb, _, rest = line.partition(" ")
         if verb in {"json", "say"}:
-            return rest
+            return [rest]
         if verb == "think" and rest.strip().isdigit():
-            return " ".join(f"w{number}" for number in range(int(rest)))
+            return [" ".join(f"w{number}" for number in range(int(rest)))]
         if line == "ponder":
-            return _PONDER
+            return []
     if schema is not None:
-        return msgspec.json.encode(_instance(schema, schema)).decode()
-    return f"echo: {content}"
+        return [msgspec.json.encode(_instance(schema, schema)).decode()]
+    return [f"echo: {content}"]
+
+
+def _marked(mark: str, value: Any) -> str:
+    return mark + msgspec.json.encode(value).decode()
 
 
 def _instance(schema: dict[str, Any], root: dict[str, Any]) -> Any:
@@ -183,9 +189,9 @@ class FakeStream:
     def push(self, token: int) -> TextPiece:
         """One word."""
         word = self._vocabulary.word(token)
-        if not word.startswith("\x1f"):
+        if not word.startswith(_CALL):
             return TextPiece(word)
-        _, name, arguments = word.split("\x1f", 2)
+        name, arguments = msgspec.json.decode(word.removeprefix(_CALL))
         return TextPiece(tool_calls=(ToolCall(id=f"call_{uuid.uuid4().hex[:12]}", name=name, arguments=arguments),))
 
     def finish(self) -> TextPiece:
@@ -366,16 +372,15 @@ class FakeEngine:
 
     def _reply(self, marker: int) -> list[int]:
         word = self._vocabulary.word(marker)
-        if not word.startswith("\x1d"):
+        if not word.startswith(_REPLY):
             return self._vocabulary.encode("echo")
-        if word[1:] == _PONDER:
-            return [self._pondered] * _ENDLESS
-        parts = word[1:].split(_CALL)
-        return [
-            token
-            for part in parts
-            for token in ([self._vocabulary.id_of(part)] if part.startswith("\x1f") else self._vocabulary.encode(part))
-        ]
+        parts = msgspec.json.decode(word.removeprefix(_REPLY), type=_Parts)
+        return [token for part in parts for token in self._tokens(part)] if parts else [self._pondered] * _ENDLESS
+
+    def _tokens(self, part: str | tuple[str, str]) -> list[int]:
+        if isinstance(part, str):
+            return self._vocabulary.encode(part)
+        return [self._vocabulary.id_of(_marked(_CALL, part))]
 
 
 def _twin(context: FakeContext) -> FakeContext:

@@ -11,6 +11,7 @@ from aios_kernel.openai_wire.endpoints import EMBEDDINGS_PATH, EXCHANGES, MODELS
 from aios_kernel.openai_wire.error_reply import ErrorReply, error_object, error_reply, status_of
 from aios_kernel.openai_wire.exchange import Exchange
 from aios_kernel.openai_wire.models import model_list, model_named
+from aios_kernel.openai_wire.openapi import description
 from aios_kernel.openai_wire.parts import chat_messages, chat_schema, chat_tool_choice, chat_tools
 from aios_kernel.openai_wire.responses_reply import ResponsesExchange
 from aios_kernel.openai_wire.responses_request import RESPONSES_INERT
@@ -30,6 +31,7 @@ __all__ = [
     "chat_schema",
     "chat_tool_choice",
     "chat_tools",
+    "description",
     "error_object",
     "error_reply",
     "model_list",

@@ -14,7 +14,7 @@ CHAT_PARTS = {"text": "text", "refusal": "refusal"}
 RESPONSES_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """The same for the Responses API."""
 
-_INERT = frozenset({"annotations", "logprobs", "cache_control", "prompt_cache_breakpoint"})
+PART_INERT = frozenset({"annotations", "logprobs", "cache_control", "prompt_cache_breakpoint"})
 """Accepted on a part without effect: an earlier answer's own remarks, and hints for caches that need none here."""
 
 
@@ -36,5 +36,5 @@ def _read_part(value: Any, path: str, parts: Mapping[str, str]) -> str:
     if kind not in parts:
         raise refused(f'content of type "{kind}" ({path})', fix="send text only; the model served here reads no media")
     text = part.needed(parts[kind])
-    part.end(_INERT)
+    part.end(PART_INERT)
     return text

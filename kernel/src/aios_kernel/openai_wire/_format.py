@@ -8,7 +8,7 @@ from typing import Any
 from aios_kernel.errors import InvalidRequest
 from aios_kernel.openai_wire._reader import Reader, refused
 
-_INERT = frozenset({"name", "description", "strict"})
+FORMAT_INERT = frozenset({"name", "description", "strict"})
 """The schema always binds here, strict or not; its name and description are not shown to the model."""
 
 
@@ -77,7 +77,7 @@ def read_format(form: Reader | None, *, flat: bool = False) -> dict[str, Any] | 
     schema = inner.mapping("schema")
     if schema is None:
         raise InvalidRequest(f'the field "{inner.at("schema")}" is missing')
-    inner.end(_INERT)
+    inner.end(FORMAT_INERT)
     if not flat:
         form.end()
     return schema

@@ -10,8 +10,8 @@ from aios_kernel.openai_wire._messages import CHAT_ROLES
 from aios_kernel.openai_wire._reader import Reader, refused
 from aios_kernel.syscalls import Message, ToolCall
 
-_MESSAGE_INERT = frozenset({"id", "status", "phase"})
-_CALL_INERT = frozenset({"id", "status", "caller", "namespace"})
+MESSAGE_INERT = frozenset({"id", "status", "phase"})
+CALL_INERT = frozenset({"id", "status", "caller", "namespace"})
 """Remarks of the server on its own earlier output, which clients send back with it."""
 
 
@@ -30,18 +30,18 @@ def read_input(fields: Reader, instructions: str | None) -> list[Message]:
 
 
 def _add(item: Reader, messages: list[Message], names: dict[str, str]) -> None:
-    kind = item.text("type") or "message"
-    if kind == "message":
+    kind = item.text("type")
+    if kind in (None, "message"):
         messages.append(_read_message(item))
     elif kind == "function_call":
         call = ToolCall(id=item.needed("call_id"), name=item.needed("name"), arguments=item.text("arguments") or "{}")
-        item.end(_CALL_INERT)
+        item.end(CALL_INERT)
         names[call.id] = call.name
         _add_call(call, messages)
     elif kind == "function_call_output":
         call_id = item.needed("call_id")
         output = read_text(item.value("output"), item.at("output"), RESPONSES_PARTS)
-        item.end(_CALL_INERT)
+        item.end(CALL_INERT)
         messages.append(Message("tool", output, tool_call_id=call_id, name=names.get(call_id)))
     elif kind != "reasoning":  # thoughts of an earlier turn, which no model is shown again
         raise refused(f'an input item of type "{kind}" ({item.path})', fix="send messages and function calls")
@@ -52,7 +52,7 @@ def _read_message(item: Reader) -> Message:
     if role == "tool":
         raise refused(f"the role of {item.path}", fix="use system, developer, user or assistant")
     content = read_text(item.value("content"), item.at("content"), RESPONSES_PARTS)
-    item.end(_MESSAGE_INERT)
+    item.end(MESSAGE_INERT)
     return Message(role, content)
 
 

@@ -20,7 +20,7 @@ CHAT_ROLES: dict[str, Role] = {
 }
 """Roles by their spelling on the wire."""
 
-_INERT = frozenset({"name", "refusal", "annotations", "reasoning", "reasoning_content"})
+CHAT_MESSAGE_INERT = frozenset({"name", "refusal", "annotations", "reasoning", "reasoning_content"})
 """Accepted on a message without effect: chat templates have no place for a participant's name, and the rest are
 remarks on an earlier answer that clients send back with it."""
 
@@ -52,14 +52,13 @@ def _read_message(fields: Reader, names: dict[str, str]) -> Message:
         message = Message(role, content, [_read_call(Reader(v, path)) for path, v in fields.items("tool_calls")])
     else:
         message = Message(role, content)
-    fields.end(_INERT)
+    fields.end(CHAT_MESSAGE_INERT)
     return message
 
 
 def _read_call(outer: Reader) -> ToolCall:
-    kind = outer.text("type") or "function"
-    inner = outer.child("function")
-    if kind != "function" or inner is None:
+    kind, inner = outer.text("type"), outer.child("function")
+    if kind not in (None, "function") or inner is None:
         raise refused(f'a tool call of type "{kind}" ({outer.path})', fix="send calls of type function")
     call = ToolCall(id=outer.needed("id"), name=inner.needed("name"), arguments=inner.text("arguments") or "{}")
     inner.end()

@@ -7,6 +7,9 @@ from typing import Any, cast
 
 from aios_kernel.errors import InvalidRequest, Unsupported
 
+LARGEST = 2**63 - 1
+"""The largest integer that is taken anywhere."""
+
 
 class Reader:
     """The fields of a JSON object; a null field counts as absent.
@@ -65,7 +68,7 @@ class Reader:
             raise self._wrong(name, f"between {low:g} and {high:g}", value)
         return float(value)
 
-    def integer(self, name: str, low: int, high: int = 2**63 - 1) -> int | None:
+    def integer(self, name: str, low: int, high: int = LARGEST) -> int | None:
         """An integer between `low` and `high`, both included."""
         value = self._left.pop(name, None)
         if value is None:
@@ -103,7 +106,8 @@ class Reader:
     def neutral(self, name: str, *harmless: object) -> None:
         """A field of which only values that change nothing are served. Raises Unsupported for any other."""
         value = self._left.pop(name, None)
-        if value is not None and value not in harmless:
+        # True is 1 in Python, and not in JSON.
+        if value is not None and not any(value == other and type(value) is type(other) for other in harmless):
             raise refused(f"{self.at(name)} = {_shown(value)}")
 
     def end(self, inert: Collection[str] = ()) -> None:

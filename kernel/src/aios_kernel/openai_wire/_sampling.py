@@ -10,7 +10,9 @@ from aios_kernel.syscalls import Sampling
 
 MOST_TOP_LOGPROBS = 20
 MOST_ANSWERS = 64
-_MOST_DIGITS = 9
+MOST_TOKENS = 1 << 31
+"""Of an answer, and to choose among: what the kernel takes of `max_tokens` and `top_k`."""
+MOST_DIGITS = 9
 """Of a token's id."""
 
 
@@ -50,7 +52,7 @@ def read_chat_sampling(fields: Reader, *, max_tokens: int | None, logprobs: bool
 
 
 def _top_k(fields: Reader) -> int | None:
-    top_k = fields.integer("top_k", -1)
+    top_k = fields.integer("top_k", -1, MOST_TOKENS)
     return 0 if top_k == -1 else top_k
 
 
@@ -59,7 +61,7 @@ def _logit_bias(fields: Reader) -> dict[int, float]:
     given = Reader(fields.mapping("logit_bias") or {}, fields.at("logit_bias"))
     biases: dict[int, float] = {}
     for name in given.names():
-        if not name.isascii() or not name.isdigit() or len(name) > _MOST_DIGITS:
+        if not name.isascii() or not name.isdigit() or len(name) > MOST_DIGITS:
             raise InvalidRequest(f'the field "{given.at(name)}" must be named by a token id')
         biases[int(name)] = given.number(name, -100.0, 100.0) or 0.0
     return biases

@@ -9,8 +9,8 @@ from aios_kernel.errors import InvalidRequest
 from aios_kernel.openai_wire._reader import Reader, refused
 from aios_kernel.syscalls import ToolSpec
 
-_MODES = frozenset({"auto", "none", "required"})
-_INERT = frozenset({"strict"})
+MODES = frozenset({"auto", "none", "required"})
+TOOL_INERT = frozenset({"strict"})
 """`strict` asks the server to hold the model to the schema; arguments are the model's own here, and the agent's
 framework checks them."""
 
@@ -40,7 +40,7 @@ def _read_tool(outer: Reader, flat: bool) -> ToolSpec:
     )
     if not tool.name:
         raise InvalidRequest(f'the field "{inner.at("name")}" is empty')
-    inner.end(_INERT)
+    inner.end(TOOL_INERT)
     if not flat:
         outer.end()
     return tool
@@ -53,7 +53,7 @@ def read_tool_choice(value: Any, tools: Sequence[ToolSpec], *, flat: bool = Fals
     choice = value if isinstance(value, str) else None
     if choice is None:
         return _named(Reader(value, "tool_choice"), tools, flat)
-    if choice not in _MODES:
+    if choice not in MODES:
         raise InvalidRequest(f'tool_choice must be auto, none, required or a function, not "{choice}"')
     if choice == "required" and not tools:
         raise InvalidRequest("tool_choice is required, but no tools are offered")
@@ -73,6 +73,6 @@ def _named(outer: Reader, tools: Sequence[ToolSpec], flat: bool) -> str:
         outer.end()
     if all(tool.name != name for tool in tools):
         raise InvalidRequest(f'tool_choice names the tool "{name}", which is not offered')
-    if name in _MODES:
+    if name in MODES:
         raise refused(f'choosing a tool called "{name}"', fix="rename the tool: the word is a mode of tool_choice")
     return name

@@ -10,7 +10,7 @@ from aios_kernel.errors import InvalidRequest
 from aios_kernel.openai_wire._format import read_structure
 from aios_kernel.openai_wire._messages import read_messages
 from aios_kernel.openai_wire._reader import Reader
-from aios_kernel.openai_wire._sampling import read_chat_sampling
+from aios_kernel.openai_wire._sampling import MOST_TOKENS, read_chat_sampling
 from aios_kernel.openai_wire._tools import read_tool_choice, read_tools
 from aios_kernel.syscalls import LlmChat
 
@@ -66,7 +66,7 @@ def read_chat_request(body: Mapping[str, Any]) -> ChatRequest:
 
 
 def _max_tokens(fields: Reader) -> int | None:
-    old, new = fields.integer("max_tokens", 1), fields.integer("max_completion_tokens", 1)
+    old, new = (fields.integer(name, 1, MOST_TOKENS) for name in ("max_tokens", "max_completion_tokens"))
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             "max_tokens and max_completion_tokens say different things", fix="send max_completion_tokens only"

@@ -12,7 +12,7 @@ from aios_kernel.errors import InvalidRequest
 from aios_kernel.openai_wire._reader import Reader, refused
 from aios_kernel.syscalls import Embeddings, LlmEmbed
 
-_FORMATS = frozenset({"float", "base64"})
+EMBEDDING_FORMATS = frozenset({"float", "base64"})
 
 
 class EmbeddingsExchange:
@@ -22,8 +22,8 @@ class EmbeddingsExchange:
         """Read the request. Raises InvalidRequest, or Unsupported for token arrays and `dimensions`."""
         fields = Reader(body)
         self.call = LlmEmbed(texts=_texts(fields.value("input")), model=fields.text("model"))
-        self._format = fields.text("encoding_format") or "float"
-        if self._format not in _FORMATS:
+        self._format = fields.text("encoding_format")
+        if self._format not in (None, *EMBEDDING_FORMATS):
             raise InvalidRequest(f'encoding_format must be float or base64, not "{self._format}"')
         fields.end({"user"})
 

@@ -10,7 +10,7 @@ from aios_kernel.errors import InvalidRequest
 from aios_kernel.openai_wire._format import Structure, read_structure
 from aios_kernel.openai_wire._items import read_input
 from aios_kernel.openai_wire._reader import Reader, refused
-from aios_kernel.openai_wire._sampling import read_sampling
+from aios_kernel.openai_wire._sampling import MOST_TOKENS, read_sampling
 from aios_kernel.openai_wire._tools import read_tool_choice, read_tools
 from aios_kernel.syscalls import LlmChat
 
@@ -30,8 +30,9 @@ RESPONSES_INERT = frozenset(
 )  # fmt: skip
 """Fields that are accepted and have no effect (`metadata` comes back in the answer)."""
 
-_LOGPROBS = "message.output_text.logprobs"
-_INCLUDE_INERT = frozenset({"reasoning.encrypted_content"})
+LOGPROBS = "message.output_text.logprobs"
+INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content"})
+"""What `include` may ask for; there is no encrypted reasoning to give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def read_responses_request(body: Mapping[str, Any]) -> ResponsesRequest:
         regex=structure.regex,
         choice=structure.choice,
         sampling=read_sampling(
-            fields, max_tokens=fields.integer("max_output_tokens", 1), logprobs=_logprobs(fields, body)
+            fields, max_tokens=fields.integer("max_output_tokens", 1, MOST_TOKENS), logprobs=_logprobs(fields, body)
         ),
         model=model,
         stream=fields.flag("stream") or False,
@@ -95,9 +96,9 @@ def _logprobs(fields: Reader, body: Mapping[str, Any]) -> bool:
     """Asked for by `include`, or by `top_logprobs` alone."""
     wanted = bool(body.get("top_logprobs"))
     for path, name in fields.items("include"):
-        if name == _LOGPROBS:
+        if name == LOGPROBS:
             wanted = True
-        elif name not in _INCLUDE_INERT:
+        elif not isinstance(name, str) or name not in INCLUDED:
             raise refused(f"{path} = {name!r}")
     return wanted
 

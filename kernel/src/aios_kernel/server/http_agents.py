@@ -39,6 +39,8 @@ class Caller:
     agent: str = NAMELESS
     priority: Priority = "normal"
     group: str | None = None
+    program: str | None = None
+    """Tells several runs of one agent apart."""
 
 
 class Talk:
@@ -79,7 +81,7 @@ class HttpAgent:
         self._open = 0
         self._used_s = time.monotonic()
         self._program: str | None = None
-        self._register(uuid.uuid4().hex[:16])
+        self._register(_program_id(caller.program))
 
     def _register(self, program: str) -> None:
         caller, answers = self.caller, list[Delta | Done | Failed]()
@@ -125,7 +127,9 @@ class HttpAgent:
 
 
 class HttpAgents:
-    """The agents that call by HTTP. The same name, group and priority is the same program while it keeps calling."""
+    """The agents that call by HTTP. Calls that say the same of
+    themselves belong to one program for as long as they keep coming.
+    """
 
     def __init__(self, kernel: Kernel, idle_s: float = _IDLE_S) -> None:
         self._kernel = kernel
@@ -153,6 +157,11 @@ class HttpAgents:
                 del self._agents[caller]
                 agent.finish()
         self._sweeper = self._kernel.loop.call_later(self._idle_s / 4, self._sweep)
+
+
+def _program_id(name: str | None) -> str:
+    """An id of its own for every program, which begins with the name that the caller gave it."""
+    return uuid.uuid4().hex[:16] if name is None else f"{name}.{uuid.uuid4().hex[:8]}"
 
 
 def _ignore(frame: Delta | Done | Failed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from typing import Any, TypeVar, cast
@@ -24,6 +25,7 @@ from aios_kernel.openai_wire import (
     MODELS_PATH,
     EmbeddingsExchange,
     Exchange,
+    description,
     model_list,
     model_named,
 )
@@ -45,6 +47,7 @@ class Front:
     def __init__(self, kernel: Kernel, agents: HttpAgents) -> None:
         self._kernel = kernel
         self._agents = agents
+        self._description = description(importlib.metadata.version("aios-kernel"))
 
     def app(self) -> Starlette:
         """The application, without a guard."""
@@ -56,6 +59,7 @@ class Front:
                 Route(f"/v1{MODELS_PATH}", self.models, methods=["GET"]),
                 Route(f"/v1{MODELS_PATH}/{{name:path}}", self.model, methods=["GET"]),
                 Route("/kernel", self.kernel, methods=["GET"]),
+                Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),
             ],
@@ -79,6 +83,10 @@ class Front:
     async def kernel(self, request: Request) -> Response:
         """`GET /kernel`: where the socket is, for clients that know this URL alone; it lets nobody in."""
         return whole({"socket": str(socket_of(self._kernel.config)), "abi": ABI_VERSION})
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`: what is served, for those who generate clients or tests."""
+        return whole(self._description)
 
     async def healthz(self, request: Request) -> Response:
         """`GET /healthz`: this loop turns."""

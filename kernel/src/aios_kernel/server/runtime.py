@@ -116,7 +116,7 @@ async def _http(kernel: Kernel, token: str) -> AsyncGenerator[None, None]:
     from aios_kernel.server.http import HttpFront
 
     front = HttpFront(kernel, kernel.config, token)
-    kernel.http_url = await front.start()
+    kernel.http_url = ",".join(await front.start())
     try:
         yield
     finally:
