@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
 import aios_adapters as aios
-from aios_adapter_langchain.kernel_memory import KernelCheckpointSaver, KernelStore
+from aios_adapter_langchain import KernelCheckpointSaver, KernelStore
 from aios_adapters.testing import KernelHandle
 from aios_kernel.errors import InvalidRequest
 
@@ -45,11 +45,10 @@ def test_items_are_found_by_name(fake_kernel: KernelHandle) -> None:
     assert (get("facts"), get("other")) == ({"v": 1}, None)
 
 
-def test_outside_of_agents_they_are_langgraphs_own(fake_kernel: KernelHandle) -> None:
-    store = KernelStore()
-    store.put(("a",), "k", {"v": 1})
-    assert store.get(("a",), "k") is not None
-    assert fake_kernel.ps() == []
+def test_outside_of_agents_they_are_those_of_an_agent_of_their_own(fake_kernel: KernelHandle) -> None:
+    KernelStore().put(("a",), "k", {"v": 1})
+    assert KernelStore().get(("a",), "k") is not None
+    assert KernelStore(agent="somebody").get(("a",), "k") is None
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "x" * 61])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, BaseCheckpointSaver
 
-from aios_adapter_langchain.places import Spaces, name_of, place_of
+from aios_adapter_langchain.places import Spaces, place_of
 from aios_adapter_langchain.plans import Plan, arun, run
 from aios_adapter_langchain.saver_copy import SaverCopy
 from aios_adapters import Scope
@@ -216,7 +216,7 @@ class CheckpointHooks:
     def _book(self, scope: Scope, original: Original, saver: Any) -> _Book:
         native = sys.modules.get(_NATIVE)
         in_process = native is not None and isinstance(saver, native.InMemorySaver)
-        place = place_of(scope, original, in_process, _NATIVE, name_of(saver) is not None)
+        place = place_of(scope, original, in_process, _NATIVE)
         if place == "kernel":
             return self._copies.copy_of(scope, saver, saver.storage)
         return _Elsewhere(counted=place == "mediated")

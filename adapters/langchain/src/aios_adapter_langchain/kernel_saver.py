@@ -21,6 +21,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from aios_adapter_langchain.identity import FRAMEWORK
+from aios_adapter_langchain.places import checked_name
 from aios_adapter_langchain.plans import Plan, arun, run
 from aios_adapter_langchain.saver_copy import SaverCopy
 from aios_adapter_langchain.saver_upkeep import copied, pruned, without_runs
@@ -55,7 +56,7 @@ class KernelCheckpointSaver(BaseCheckpointSaver[str]):
         self, name: str = "default", *, agent: str = "langgraph", serde: SerializerProtocol | None = None
     ) -> None:
         super().__init__(serde=serde)
-        self._name = name
+        self._name = checked_name(name)
         self._agent = agent
         self._rooms: dict[tuple[Any, str], _Room] = {}
 

@@ -9,6 +9,7 @@ from langgraph.store.base import BaseStore, Op, Result
 from langgraph.store.memory import InMemoryStore
 
 from aios_adapter_langchain.identity import FRAMEWORK
+from aios_adapter_langchain.places import checked_name
 from aios_adapter_langchain.plans import arun, run
 from aios_adapter_langchain.store_copy import StoreCopy
 from aios_adapters import Scope
@@ -30,7 +31,7 @@ class KernelStore(BaseStore):
     def __init__(
         self, name: str = "default", *, fields: Sequence[str] | None = ("$",), agent: str = "langgraph"
     ) -> None:
-        self._name = name
+        self._name = checked_name(name)
         self._fields = None if fields is None else [*fields]
         self._agent = agent
         self._rooms: dict[tuple[Any, str], tuple[InMemoryStore, StoreCopy]] = {}

@@ -20,7 +20,7 @@ B = TypeVar("B")
 _NAME = re.compile("[A-Za-z0-9_-]{1,60}")
 
 
-def place_of(scope: Scope, original: Callable[..., Any], in_process: bool, native: str, named: bool = False) -> Place:
+def place_of(scope: Scope, original: Callable[..., Any], in_process: bool, native: str) -> Place:
     """Where an access goes.
 
     Args:
@@ -29,9 +29,8 @@ def place_of(scope: Scope, original: Callable[..., Any], in_process: bool, nativ
         in_process: whether the object keeps its contents in this process.
         native: the module of the class whose contents the kernel can keep. A subclass's own method runs as it is: the
             native methods that it calls are hooked themselves.
-        named: whether the object was chosen for being kept by the kernel, whatever `memory=` says.
     """
-    mode = None if named else scope.options.memory
+    mode = scope.options.memory
     if mode == "off":
         return "off"
     if not in_process or mode == "mediated":
@@ -42,8 +41,8 @@ def place_of(scope: Scope, original: Callable[..., Any], in_process: bool, nativ
 class Spaces(Generic[B]):
     """The kernel's copies of memory objects of one kind, by object, agent and number."""
 
-    def __init__(self, make: Callable[[str, int | str], B]) -> None:
-        """`make(agent, number)` gives the copy that an agent's object of that number, or name, has in the kernel."""
+    def __init__(self, make: Callable[[str, int], B]) -> None:
+        """`make(agent, number)` gives the copy that an agent's object of that number has in the kernel."""
         self._make = make
         self._used: WeakKeyDictionary[Scope, list[Any]] = WeakKeyDictionary()
         self._copies: WeakKeyDictionary[Any, dict[Any, B]] = WeakKeyDictionary()
@@ -52,25 +51,20 @@ class Spaces(Generic[B]):
     def copy_of(self, scope: Scope, owner: Any, contents: Any) -> B:
         """The kernel's copy of an object; `contents` is what clones of the object share."""
         with self._lock:
-            name = name_of(owner)
-            number = self._number(scope, contents) if name is None else f"named-{name}"
+            used = self._used.setdefault(scope, [])
+            number = next((n for n, other in enumerate(used) if other is contents), len(used))
+            if number == len(used):
+                used.append(contents)
             copies = self._copies.setdefault(owner, {})
             key = (scope.link, scope.agent, number)
             if key not in copies:
                 copies[key] = self._make(scope.agent, number)
             return copies[key]
 
-    def _number(self, scope: Scope, contents: Any) -> int:
-        used = self._used.setdefault(scope, [])
-        number = next((n for n, other in enumerate(used) if other is contents), len(used))
-        if number == len(used):
-            used.append(contents)
-        return number
 
-
-def name_of(owner: Any) -> str | None:
-    """The name of an object of `kernel_memory`; None for LangGraph's own."""
-    return getattr(owner, "aios_name", None)
+def numbered(name: str, number: int) -> str:
+    """The name of an agent's first, second, ... space of a kind."""
+    return f"{name}-{number}" if number else name
 
 
 def checked_name(name: str) -> str:
@@ -78,8 +72,3 @@ def checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(f"{name!r} cannot name a space", fix="use 1 to 60 letters, digits, _ and -")
     return name
-
-
-def numbered(name: str, number: int | str) -> str:
-    """The name of an agent's first, second, ... space of a kind, or of one that has a name."""
-    return f"{name}-{number}" if number else name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.store.base import BaseStore
 
 from aios_adapter_langchain.identity import caller
-from aios_adapter_langchain.places import Spaces, name_of, place_of
+from aios_adapter_langchain.places import Spaces, place_of
 from aios_adapter_langchain.plans import Plan, arun, run
 from aios_adapters import Scope
 from aios_adapters._scope import suspended
@@ -64,12 +64,12 @@ class StoreHooks:
         """The kernel's copy of a store, if it has one; whether accesses of another store are counted."""
         native = sys.modules.get(_NATIVE)
         in_process = native is not None and isinstance(store, native.InMemoryStore)
-        place = place_of(scope, original, in_process, _NATIVE, name_of(store) is not None)
+        place = place_of(scope, original, in_process, _NATIVE)
         copy = self._copies.copy_of(scope, store, store._data) if place == "kernel" else None
         return copy, place == "mediated"
 
 
-def _copy(agent: str, number: int | str) -> StoreCopy:
+def _copy(agent: str, number: int) -> StoreCopy:
     # Imported here: it needs LangGraph's store module, which may not be imported before the first store of its kind.
     from aios_adapter_langchain.store_copy import StoreCopy
 
