@@ -32,7 +32,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 BENCH = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with ctrl-C ignored
 from pathlib import Path
 from aios_evals.contention.run import row_of
 from aios_evals.contention.sessions import Call, Session
@@ -67,7 +68,11 @@ def test_nothing_is_left_running(tmp_path: Path, number: signal.Signals, hangs: 
     started = [int(line) for line in pids.read_text().splitlines()]
     time.sleep(0.0 if hangs else 1.0)  # until its calls are under way
     os.kill(bench.pid, number)
-    assert bench.wait(40) != 0
+    try:
+        assert bench.wait(40) != 0
+    finally:
+        bench.kill()
+        bench.wait()
     while any(map(alive, started)):
         assert time.monotonic() < ends_at
         time.sleep(0.05)
