@@ -255,19 +255,24 @@ class TorchEngine:
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
         for context, _ in entries:
             self._arrived(context)
-        needed = sum(blocks_needed(self._pool, context, n_tokens) for context, n_tokens in entries)
-        if needed > self._pool.available:
-            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
         reservation = Reservation(self._pool, self._memory)
         try:
-            works = [Work(context, reservation.take(context, n_tokens)) for context, n_tokens in entries]
+            works = self._reserve(entries, reservation)
             with torch.inference_mode():
                 self._compute([work for work in works if work.n_tokens])
+        except KvExhausted:
+            raise
         except BaseException:
             self._forget_copies()
             reservation.undo()
             raise
-        return [self._settle(work) for work in works]
+        return self._settle(works)
+
+    def _reserve(self, entries: Sequence[tuple[TorchContext, int]], reservation: Reservation) -> list[Work]:
+        needed = sum(blocks_needed(self._pool, context, n_tokens) for context, n_tokens in entries)
+        if needed > self._pool.available:
+            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
+        return [Work(context, reservation.take(context, n_tokens)) for context, n_tokens in entries]
 
     def _forget_copies(self) -> None:
         if self._dense is not None:
@@ -291,7 +296,10 @@ class TorchEngine:
         if batch.scoring:
             score_prompts(logits[n:], batch.scoring)
 
-    def _settle(self, work: Work) -> StepOutput:
+    def _settle(self, works: Sequence[Work]) -> list[StepOutput]:
+        return [self._settle_one(work) for work in works]
+
+    def _settle_one(self, work: Work) -> StepOutput:
         """Make the step's result part of the context."""
         context, choice = work.context, work.choice
         start, context.computed = context.computed, work.length
