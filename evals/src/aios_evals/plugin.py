@@ -158,7 +158,7 @@ def step(
     from aios_evals import report
     from aios_evals.step_bench.run import DTYPES, PATHS, run
 
-    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, steps=2880 if full else 480)
+    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, steps=3200 if full else 320)
     report.emit("step", rows, json=json)
 
 

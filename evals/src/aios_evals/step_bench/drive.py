@@ -91,12 +91,11 @@ class _Watched:
         watch: has the steps; each ends where the next one begins.
     """
 
-    def __init__(self, kernel: InProcessKernel, batch: int) -> None:
-        assert kernel.kernel is not None
-        loop = time.pthread_getcpuclockid(kernel._thread.ident or 0)
+    def __init__(self, kernel: Any, batch: int) -> None:
+        loop = time.pthread_getcpuclockid(kernel._thread.ident)
         self.watch = Stopwatch({"front": lambda: time.clock_gettime(loop)})
-        self._dispatcher = kernel.kernel.dispatcher
-        self._engine = kernel.kernel.model.engine
+        self._dispatcher: Any = kernel.kernel.dispatcher
+        self._engine: Any = kernel.kernel.model.engine
         self._batch = batch
         self._full = False
 
@@ -128,8 +127,7 @@ class _Watched:
             self._full = len(plan) == self._batch and all(n_tokens == 1 for _, n_tokens in plan)
             return step(plan)
 
-        stepper.run = next_step  # pyright: ignore[reportAttributeAccessIssue] - gone when the watching ends
-        self._engine.step = look
+        stepper.run, self._engine.step = next_step, look  # gone when the watching ends
 
 
 def _engine_places(engine: Any) -> list[Place]:

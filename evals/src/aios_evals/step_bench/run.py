@@ -32,8 +32,10 @@ def run(
     paths: Sequence[str] = PATHS,
     dtypes: Sequence[str] = DTYPES,
     batch: int = 32,
-    steps: int = 480,
+    steps: int = 320,
     model: Any = None,
+    *,
+    compile: bool = True,
 ) -> list[dict[str, Any]]:
     """Rows `{path, dtype, batch, part, us, share}`; `outside` is the step without its forward.
 
@@ -43,13 +45,19 @@ def run(
         batch: contexts in a step.
         steps: to measure of each.
         model: another than the 34 M one, of its vocabulary.
+        compile: whether it runs compiled.
     """
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)  # of this thread, which drives the engine; the kernel sets its own
+    logging.disable_progress_bar()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="aios-step-") as folder:
         target = Path(folder) / "model"
         _write(target, model)
         for dtype in dtypes:
-            with _kernel(Path(folder) / dtype, target, dtype, batch) as kernel:
+            with _kernel(Path(folder) / dtype, target, dtype, batch, compile=compile) as kernel:
                 for path in paths:
                     if path == "engine":
                         measured = drive_engine(kernel, batch, steps)
@@ -77,11 +85,11 @@ def _write(folder: Path, model: Any) -> None:
 
 
 @contextmanager
-def _kernel(home: Path, model: Path, dtype: str, batch: int) -> Generator[InProcessKernel]:
+def _kernel(home: Path, model: Path, dtype: str, batch: int, *, compile: bool) -> Generator[InProcessKernel]:
     from aios_kernel.server.inprocess import InProcessKernel
 
     config = Config(
-        home=str(home), kernel="inprocess", model=str(model), device="cpu", dtype=dtype, threads=1, compile=True,
+        home=str(home), kernel="inprocess", model=str(model), device="cpu", dtype=dtype, threads=1, compile=compile,
         kv_tokens=batch * 512, embedder="hash", vectors="exact",
     )  # fmt: skip
     running = InProcessKernel(config)

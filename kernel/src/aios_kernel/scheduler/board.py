@@ -83,7 +83,12 @@ class Board:
                 del self._queued_of[program]
 
     def _row(self, held: Held) -> Task:
-        generation, order = held.generation, held.generation.order
+        generation, order, context = held.generation, held.generation.order, held.context
+        if context is not None:  # as the properties of `Held` say, without asking each of them
+            residency, length = Residency.RESIDENT, len(context.tokens)
+            pending = length - context.computed
+        else:
+            residency, length, pending = held.residency, held.total, self._contexts.pending(held)
         return Task(
             id=generation.id,
             program=order.program,
@@ -91,9 +96,9 @@ class Board:
             group=order.group,
             priority=order.priority,
             arrived_s=generation.arrived_s,
-            residency=held.residency,
-            length=held.total,
-            pending=self._contexts.pending(held),
+            residency=residency,
+            length=length,
+            pending=pending,
             generated=generation.generated,
             root=order.root,
             deadline_s=order.deadline_s,
