@@ -147,12 +147,28 @@ def grammar(
 
 
 @bench.command()
+<<<<<<< HEAD
 def products(json: Json = False, full: Full = False) -> None:
     """The products of linear layers alone: ours beside oneDNN's and plain ones, on one thread."""
     from aios_evals import report
     from aios_evals.products import FULL_ROWS, ROWS, run
 
     report.emit("products", run(FULL_ROWS if full else ROWS), json=json)
+=======
+def step(
+    json: Json = False,
+    full: Full = False,
+    path: Annotated[list[str] | None, typer.Option(help="engine, kernel, stream; again for several.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Contexts in a step.")] = 32,
+) -> None:
+    """Where the CPU time of a decode step of the 34 M model goes, on the engine alone and through the kernel."""
+    from aios_evals import report
+    from aios_evals.step_bench.run import DTYPES, PATHS, run
+
+    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, steps=3200 if full else 320)
+    report.emit("step", rows, json=json)
+>>>>>>> i3rest
 
 
 @bench.command()

@@ -221,6 +221,7 @@ def test_tool_calls_of_many_schemas(make_random: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_tool_calls_of_very_many_schemas(make_random: Any, template: str) -> None:
     schemas = Schemas(TEMPLATES.index(template) + 2)
@@ -228,6 +229,7 @@ def test_tool_calls_of_very_many_schemas(make_random: Any, template: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_answers_of_very_many_schemas(make_random: Any) -> None:
     """The same schemas as the form of the answer itself, sampled and greedy."""
     schemas = Schemas(9)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from aios_kernel.syscalls import LlmResult
 SMALL = 2 << 20
 """Host memory for fewer contexts than are swapped out at a time, so that the disk is needed."""
 PLENTY = 1 << 30
+
+
+def wait_for_the_disk(tiers: Any) -> None:
+    """However slow the disk is, snapshots get there before the next step."""
+    settle = tiers.settle
+
+    def written() -> None:
+        wait([write.done for write in tiers._writes.values()])
+        settle()
+
+    tiers.settle = written
 
 
 @pytest.fixture
@@ -42,6 +54,7 @@ def test_files_are_private_and_of_this_life_only(make_run: Any, questions: Any, 
         (folder / name).write_bytes(b"of a kernel that was killed")
     seen: dict[str, int] = {}
     run = make_run(SwapSpace(SMALL, PLENTY, folder))
+    wait_for_the_disk(run.dispatcher.contexts.tiers)
     run.until(lambda: not left & set(os.listdir(folder)))
     deliver = run._deliver
 
@@ -87,6 +100,7 @@ def test_a_full_disk_costs_nobody_an_answer(
 
     monkeypatch.setattr(os, "fsync", full)
     run = make_run(SwapSpace(SMALL, PLENTY, folder))
+    wait_for_the_disk(run.dispatcher.contexts.tiers)
     assert [result.text for result in run.serve(questions(6))] == expected
     assert run.dispatcher.contexts.tiers.disk_bytes == 0
 
@@ -107,6 +121,7 @@ def test_a_spoilt_file_costs_its_own_call_only(
     tiers = run.dispatcher.contexts.tiers
     spoilt: list[bool] = []
     bring = tiers.bring
+    wait_for_the_disk(tiers)
 
     def spoil(held: Any) -> Any:
         if not spoilt and held.stored is not None and held.fetching is None:

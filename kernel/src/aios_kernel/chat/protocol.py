@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from aios_kernel.engine.protocol import Engine, Grammar, SamplingParams
 from aios_kernel.syscalls import FinishReason, LlmChat, ToolCall, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextPiece(msgspec.Struct, frozen=True):
     """Text and complete tool calls that newly emitted tokens made visible."""
 
     text: str = ""

@@ -274,6 +274,8 @@ class FakeEngine:
         salt: bytes = b"",
     ) -> FakeContext:
         """Start a context; the reply stands behind the prompt's last token."""
+        if lora is not None:
+            raise Unsupported(f"the fake engine serves no LoRA, and {lora!r} was asked for", fix="leave lora out")
         context = FakeContext(list(tokens), 0, sampling, self._reply(tokens[-1]))
         self._live[id(context)] = context
         return context

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import msgspec
+
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import Priority
 
@@ -162,8 +164,7 @@ class TokenScore:
     top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(msgspec.Struct, frozen=True):
     """What one context did in a step. `token` is None while its prompt is still being prefilled."""
 
     context: Context
@@ -174,8 +175,8 @@ class StepOutput:
     margin: float | None = None
     """Distance of the two best logits (the tie rule: 1e-3), when it was asked for."""
     logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
-    prompt: list[TokenScore] = field(default_factory=list["TokenScore"])
+    top: list[tuple[int, float]] = []
+    prompt: list[TokenScore] = []
     """Of the prompt's tokens that this step has computed, when `prompt_logprobs` asks for it; not of the first."""
     error: str | None = None
     """Why this context alone failed (such as NaN logits); it emitted nothing and is to be released."""

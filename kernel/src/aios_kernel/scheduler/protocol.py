@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias, Union
 
+import msgspec
+
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import Priority
 
@@ -28,8 +30,7 @@ class Residency(Enum):
     """Snapshot in host memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True):
     """One open LLM call. Counts are in tokens."""
 
     id: int
@@ -151,16 +152,14 @@ class Plan:
     """That nothing runs is meant so: a task waits for the time to pass (a rate)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True):
     """A task was queued."""
 
     task: int
     program: str
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(msgspec.Struct, frozen=True):
     """A step computed `tokens` of a task, of which `generated` (0 or 1) were emitted."""
 
     task: int
@@ -169,16 +168,14 @@ class Computed:
     generated: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A task ended: answered, failed or cancelled."""
 
     task: int
     program: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolBegan:
+class ToolBegan(msgspec.Struct, frozen=True):
     """A program paused on a tool."""
 
     program: str
@@ -187,8 +184,7 @@ class ToolBegan:
     """What the tool's declaration says; None: nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolEnded:
+class ToolEnded(msgspec.Struct, frozen=True):
     """A program's tool returned after `seconds`."""
 
     program: str
@@ -196,8 +192,7 @@ class ToolEnded:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramEnded:
+class ProgramEnded(msgspec.Struct, frozen=True):
     """A program left; nothing of it will come again."""
 
     program: str

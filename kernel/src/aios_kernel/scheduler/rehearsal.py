@@ -5,7 +5,9 @@ For tests of policies, ours and third parties': a plan that breaks a rule fails 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from aios_kernel.errors import AiosError
 from aios_kernel.scheduler.protocol import Arrived, Computed, Finished, Plan, Policy, Residency, Task, View

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
@@ -18,8 +19,7 @@ from aios_kernel.syscalls import LlmDelta
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(msgspec.Struct, frozen=True):
     """What a step changed for one generation: it started, was swapped out or in, showed a delta, or ended."""
 
     generation: Generation

@@ -104,17 +104,23 @@ class Stepper:
 
     def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:
         """The part of the plan that can run: resident contexts, each once, within the pool and the engine's limits."""
-        engine = self._engine
-        free, budget = engine.kv_free(), engine.capabilities.max_step_tokens
+        engine, limits = self._engine, self._engine.capabilities
+        free, budget = engine.kv_free(), limits.max_step_tokens
         batch: dict[int, tuple[Held, Context, int]] = {}
         for task, tokens in plan.run:
             held = self._roster.held.get(task)
-            if held is None or held.context is None or task in batch or len(batch) >= engine.capabilities.max_batch:
+            context = held.context if held is not None else None
+            if held is None or context is None or task in batch or len(batch) >= limits.max_batch:
                 continue
+<<<<<<< HEAD
             tokens = min(tokens, held.context.pending, budget)
             need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
+=======
+            tokens = min(tokens, context.pending, budget)
+            need = engine.kv_need(context, tokens) if tokens > 0 else 0
+>>>>>>> i3rest
             if tokens > 0 and need <= free:
-                batch[task] = (held, held.context, tokens)
+                batch[task] = (held, context, tokens)
                 free -= need
                 budget -= tokens
         return [*batch.values()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +20,7 @@ from aios_kernel.engine.torch.prefix import BLOCK
 from aios_kernel.engine.torch.sampler import Choice
 
 
-@dataclass(slots=True)
-class Work:
+class Work(msgspec.Struct):
     """What one context does in a step: compute `n_tokens` from its first uncomputed one on."""
 
     context: TorchContext
@@ -29,7 +29,7 @@ class Work:
     """Packed row of its last token."""
     choice: Choice | None = None
     """The token that it emits, once the forward has run."""
-    scores: list[TokenScore] = field(default_factory=list[TokenScore])
+    scores: list[TokenScore] = []
     """Of the prompt's tokens, if they are asked for."""
 
     @property
@@ -76,7 +76,7 @@ def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) 
     """
     single = [work for work in works if work.n_tokens == 1]
     # With copies the longest context leads; without, those that begin alike are neighbours.
-    single.sort(key=lambda work: -work.context.n_blocks if cache else int(work.context.table[0]))
+    single.sort(key=lambda work: -work.context.n_blocks if cache else work.context.head)
     chunks = [work for work in works if work.n_tokens > 1]
     ids = [work.context.tokens[work.context.computed] for work in single]
     positions = [np.array([work.context.computed for work in single], dtype=np.int64)]
@@ -90,18 +90,19 @@ def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) 
         span = np.arange(context.computed, work.length)
         positions.append(span)
         slots.append(context.table[span // BLOCK] * BLOCK + span % BLOCK)
-    emitting = [work for work in [*single, *chunks] if work.finishes]
-    scoring = [work for work in [*single, *chunks] if work.scored]
+    packed = [*single, *chunks]
+    emitting = [work for work in packed if work.finishes]
+    scoring = [work for work in packed if work.context.sampling.prompt_logprobs is not None and work.scored]
     rows = [work.row for work in emitting]
     for work in scoring:
         first = work.row - work.n_tokens + 1
         rows += range(first, first + work.scored)
     where = np.concatenate(positions)
     return Batch(
-        ids=torch.tensor(ids, device=device),
+        ids=_tensor(np.array(ids), device),
         positions=_tensor(where, device),
         layout=_layout(single, chunks, np.concatenate(slots), where, cache, device),
-        rows=torch.tensor(rows, dtype=torch.long, device=device),
+        rows=_tensor(np.array(rows, dtype=np.int64), device),
         emitting=emitting,
         scoring=scoring,
     )
@@ -134,7 +135,7 @@ def _layout(
 
 
 def _single_slots(works: Sequence[Work], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    blocks = [work.context.table[-1] for work in works]
+    blocks = [work.context.tail for work in works]
     return np.array(blocks, dtype=np.int64) * BLOCK + positions % BLOCK
 
 

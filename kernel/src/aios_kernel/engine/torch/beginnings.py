@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _COMPARED = 16
 """Blocks with the same first token behind the same prefix; the latest are as good as all."""
@@ -36,6 +36,10 @@ class Beginnings:
         """Tokens of a block that are known here; 0: none."""
         place = self._places.get(block)
         return 0 if place is None else len(self._blocks[place][block])
+
+    def known(self, blocks: Iterable[int]) -> set[int]:
+        """Those of the blocks that are noted here."""
+        return {*blocks} & self._places.keys()
 
     def longest(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int]:
         """The block that begins most like `tokens` behind `parent`, and how many tokens that is; (0, 0): none does."""

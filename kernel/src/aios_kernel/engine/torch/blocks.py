@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -166,6 +167,15 @@ class BlockPool:
     def is_shared(self, block: int) -> bool:
         """Whether more than one context holds a block, so that none may write to it."""
         return self._references[block] > 1
+
+    def count_shared(self, blocks: Sequence[int]) -> int:
+        """How many of the blocks more than one context holds."""
+        return int(np.count_nonzero(self._references[blocks] > 1)) if blocks else 0
+
+    def guarded(self, blocks: Sequence[int]) -> set[int]:
+        """Those of the blocks, all of them held, that others may rely on: shared, or findable in the prefix cache."""
+        shared = itertools.compress(blocks, (self._references[blocks] > 1).tolist())
+        return {*shared, *self._beginnings.known(blocks)}
 
     def holds_more(self, block: int, length: int) -> bool:
         """Whether a block is known to hold more than `length` tokens, which writing behind them would destroy."""

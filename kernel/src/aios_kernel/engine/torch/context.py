@@ -25,6 +25,9 @@ class TorchContext:
         keys: content keys of the full blocks of `tokens`.
         published: full blocks that were offered to the prefix cache.
         poisoned: its KV is not to be trusted (its logits were not finite).
+        n_blocks: in its block table.
+        head: first block of the table; -1: it is empty.
+        tail: last block of the table; -1: it is empty.
         arrival: done once its restored KV is in the pool; None for a context whose KV is there.
     """
 
@@ -36,6 +39,7 @@ class TorchContext:
         "computed",
         "emitted",
         "grammar",
+        "head",
         "keys",
         "n_blocks",
         "poisoned",
@@ -43,6 +47,7 @@ class TorchContext:
         "published",
         "root",
         "sampling",
+        "tail",
         "tokens",
     )
 
@@ -63,6 +68,7 @@ class TorchContext:
         self.closed = False
         self.arrival: Future[None] | None = None
         self.n_blocks = 0
+        self.head = self.tail = -1
         self._table: NDArray[np.int64] = np.zeros(max(8, len(self.tokens) // BLOCK + 4), dtype=np.int64)
 
     @property
@@ -95,13 +101,24 @@ class TorchContext:
         """Put a block behind the table."""
         if self.n_blocks == len(self._table):
             self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-        self._table[self.n_blocks] = block
+        self._table[self.n_blocks] = self.tail = block
+        if not self.n_blocks:
+            self.head = block
         self.n_blocks += 1
+
+    def exchange_tail(self, block: int) -> None:
+        """Put another block in the place of the last one."""
+        self._table[self.n_blocks - 1] = self.tail = block
+        if self.n_blocks == 1:
+            self.head = block
 
     def cut_blocks(self, n_blocks: int) -> list[int]:
         """Shorten the table to `n_blocks`; give the removed blocks, the last first."""
         cut = self._table[n_blocks : self.n_blocks].tolist()
-        self.n_blocks = min(self.n_blocks, n_blocks)
+        if cut:
+            self.n_blocks = n_blocks
+            self.tail = int(self._table[n_blocks - 1]) if n_blocks else -1
+            self.head = self.head if n_blocks else -1
         return cut[::-1]
 
     def extend_keys(self) -> None:
@@ -133,7 +150,7 @@ class TorchContext:
         """A context in the same state; the caller takes the references on the shared blocks."""
         twin = TorchContext(self.tokens, sampling=self.sampling, root=self.root)
         twin.grammar = self.grammar.fork() if self.grammar else None
-        for name in ("prompt", "computed", "cached", "emitted", "published", "poisoned", "n_blocks"):
+        for name in ("prompt", "computed", "cached", "emitted", "published", "poisoned", "n_blocks", "head", "tail"):
             setattr(twin, name, getattr(self, name))
         twin.keys = list(self.keys)
         twin._table = self._table.copy()

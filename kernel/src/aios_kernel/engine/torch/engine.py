@@ -32,7 +32,13 @@ from aios_kernel.engine.torch.masks import Lookahead
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
 from aios_kernel.engine.torch.prefix import BLOCK, root_key, tail_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
-from aios_kernel.engine.torch.reservation import Reservation, attach_cached, blocks_needed, cached_length
+from aios_kernel.engine.torch.reservation import (
+    Reservation,
+    attach_cached,
+    blocks_needed,
+    blocks_needed_to_decode,
+    cached_length,
+)
 from aios_kernel.engine.torch.runner import ModelRunner
 from aios_kernel.engine.torch.sampler import choose
 from aios_kernel.engine.torch.sizing import pool_blocks
@@ -254,20 +260,42 @@ class TorchEngine:
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
         for context, _ in entries:
-            self._arrived(context)
-        needed = sum(blocks_needed(self._pool, context, n_tokens) for context, n_tokens in entries)
-        if needed > self._pool.available:
-            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
+            if context.arrival is not None:
+                self._arrived(context)
+        decoding = [context for context, _ in entries if len(context.tokens) - context.computed == 1]
         reservation = Reservation(self._pool, self._memory)
+        self._check_room(entries, decoding)
         try:
-            works = [Work(context, reservation.take(context, n_tokens)) for context, n_tokens in entries]
+            works = self._reserve(entries, decoding, reservation)
             with torch.inference_mode():
                 self._compute([work for work in works if work.n_tokens])
         except BaseException:
             self._forget_copies()
             reservation.undo()
             raise
-        return [self._settle(work) for work in works]
+        return self._settle(works)
+
+    def _check_room(self, entries: Sequence[tuple[TorchContext, int]], decoding: Sequence[TorchContext]) -> None:
+        """Raise KvExhausted unless the pool has what the step takes at most."""
+        if len(entries) == len(decoding) <= self._pool.available:
+            return  # a token takes no more than a block
+        needed = blocks_needed_to_decode(self._pool, decoding)
+        if len(decoding) < len(entries):
+            needed += sum(blocks_needed(self._pool, context, n) for context, n in entries if context.pending != 1)
+        if needed > self._pool.available:
+            raise KvExhausted(f"{needed} blocks needed, {self._pool.available} available")
+
+    def _reserve(
+        self,
+        entries: Sequence[tuple[TorchContext, int]],
+        decoding: Sequence[TorchContext],
+        reservation: Reservation,
+    ) -> list[Work]:
+        """Make room for what each context computes; give what is left of it to compute."""
+        reservation.take_decoding(decoding)
+        if len(decoding) == len(entries):
+            return [Work(context, 1) for context in decoding]
+        return [Work(c, 1 if c.pending == 1 else reservation.take(c, n_tokens)) for c, n_tokens in entries]
 
     def _forget_copies(self) -> None:
         if self._dense is not None:
@@ -291,7 +319,10 @@ class TorchEngine:
         if batch.scoring:
             score_prompts(logits[n:], batch.scoring)
 
-    def _settle(self, work: Work) -> StepOutput:
+    def _settle(self, works: Sequence[Work]) -> list[StepOutput]:
+        return [self._settle_one(work) for work in works]
+
+    def _settle_one(self, work: Work) -> StepOutput:
         """Make the step's result part of the context."""
         context, choice = work.context, work.choice
         start, context.computed = context.computed, work.length
@@ -299,7 +330,8 @@ class TorchEngine:
             context.poisoned = True
             for block in context.blocks[start // BLOCK :]:
                 self._pool.withdraw(block)  # nobody is to copy what was just written
-        self._publish(context)
+        if context.computed // BLOCK > context.published:
+            self._publish(context)
         if work.n_tokens > 1:
             self._publish_tail(context)
         if choice is None:
@@ -355,12 +387,15 @@ class TorchEngine:
         return context
 
     def _check_plan(self, plan: Sequence[tuple[Context, int]]) -> list[tuple[TorchContext, int]]:
-        entries = [(self._own(context), n_tokens) for context, n_tokens in plan]
-        if len({id(context) for context, _ in entries}) != len(entries):
+        if len({id(context) for context, _ in plan}) != len(plan):
             raise ValueError("a plan names a context twice")
-        if any(n_tokens < 1 for _, n_tokens in entries):
-            raise ValueError("a plan asks for less than one token of a context")
-        return [(context, min(n_tokens, context.pending, most_at_once(context))) for context, n_tokens in entries]
+        entries: list[tuple[TorchContext, int]] = []
+        for context, n_tokens in plan:
+            own = self._own(context)
+            if n_tokens < 1:
+                raise ValueError("a plan asks for less than one token of a context")
+            entries.append((own, 1 if n_tokens == 1 else min(n_tokens, own.pending, most_at_once(own))))
+        return entries
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         vocab = self._runner.vocab

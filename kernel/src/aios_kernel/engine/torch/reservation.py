@@ -18,6 +18,12 @@ def blocks_needed(pool: BlockPool, context: TorchContext, n_tokens: int) -> int:
     return max(0, end - context.n_blocks) + (n_tokens > 0 and tail is not None and pool.is_shared(tail))
 
 
+def blocks_needed_to_decode(pool: BlockPool, contexts: Sequence[TorchContext]) -> int:
+    """The sum of `blocks_needed` for one token each, of contexts that decode."""
+    tails = [context.tail for context in contexts if context.computed % BLOCK]
+    return len(contexts) - len(tails) + pool.count_shared(tails)
+
+
 def attach_cached(pool: BlockPool, context: TorchContext, limit: int, fresh: dict[bytes, int]) -> int:
     """Attach known blocks in place of computing them; give how many tokens that saved.
 
@@ -86,6 +92,16 @@ class Reservation:
                 self._fresh.setdefault(context.keys[index], int(context.table[index]))
         return n_tokens
 
+    def take_decoding(self, contexts: Sequence[TorchContext]) -> None:
+        """As `take` for one token each, of contexts that decode."""
+        self._before += [(c, c.n_blocks, c.computed, c.cached) for c in contexts]
+        guarded = self._pool.guarded([context.tail for context in contexts])
+        for context in contexts:
+            if not context.computed % BLOCK:
+                context.push_block(self._pool.allocate())
+            elif context.tail in guarded:
+                self._own_tail(context)
+
     def undo(self) -> None:
         """Give every block back and forget what was attached."""
         for context, n_blocks, computed, cached in reversed(self._before):
@@ -128,13 +144,11 @@ class Reservation:
             if not self._pool.available:  # what the cache would lose is worth less than the step
                 self._pool.withdraw(tail)
                 return
-        index, used = divmod(context.computed, BLOCK)
-        self._memory.copy(tail, own := self._pool.allocate(), used)
-        context.table[index] = own
+        self._memory.copy(tail, own := self._pool.allocate(), context.computed % BLOCK)
+        context.exchange_tail(own)
         self._pool.release([tail])
 
 
 def _tail(context: TorchContext) -> int | None:
     """The block that the context's next token goes to, if it holds some tokens already."""
-    index, used = divmod(context.computed, BLOCK)
-    return int(context.table[index]) if used else None
+    return context.tail if context.computed % BLOCK else None

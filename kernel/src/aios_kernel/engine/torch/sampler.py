@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,15 +22,14 @@ _COLDEST = 1e-5
 _NOT_FINITE = "the model's logits are not finite"
 
 
-@dataclass(slots=True)
-class Choice:
+class Choice(msgspec.Struct, gc=False):
     """The next token of one context, or why there is none."""
 
     token: int = 0
     argmax: int = 0
     margin: float | None = None
     logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    top: list[tuple[int, float]] = []
     error: str | None = None
     finite: bool = True
     accepted: bool = False

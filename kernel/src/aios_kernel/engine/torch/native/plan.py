@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
+_ZERO = np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +42,28 @@ def plan(single: Sequence[Numbers], chunks: Sequence[tuple[int, Numbers]], slots
         positions: see `Plan`.
     """
     tables = [*single, *(table for _, table in chunks)]
-    counts = [1] * len(single) + [rows for rows, _ in chunks]
-    begins = np.cumsum([0, *map(len, tables[:-1])], dtype=np.int64)
-    units = _shared(single)
-    row = len(single)
-    for rows, table in chunks:
-        units.append((row, row + rows, len(table)))
-        row += rows
-    return Plan(
-        slots,
-        positions,
-        np.concatenate(tables),
-        np.repeat(begins, counts),
-        np.array(units, dtype=np.int64),
-    )
+    lengths = np.array([len(table) for table in tables], dtype=np.int64)
+    flat, offsets = np.concatenate(tables), lengths.cumsum() - lengths
+    n = len(single)
+    units = _shared(single, flat[offsets[:n]], lengths[:n])
+    if chunks:
+        rows = np.array([rows for rows, _ in chunks], dtype=np.int64)
+        ends = n + rows.cumsum()
+        units = np.concatenate([units, np.stack([ends - rows, ends, lengths[n:]], axis=1)])
+        offsets = np.repeat(offsets, [*[1] * n, *rows])
+    return Plan(slots, positions, flat, offsets, units)
 
 
-def _shared(tables: Sequence[Numbers]) -> list[tuple[int, int, int]]:
+def _shared(tables: Sequence[Numbers], heads: Numbers, lengths: Numbers) -> Numbers:
     """Units of neighbours: rows that share their first block share all blocks that are common to every one of them."""
-    units: list[tuple[int, int, int]] = []
-    low = 0
-    while low < len(tables):
-        high = low + 1
-        common = len(tables[low])
-        while high < len(tables) and tables[high][0] == tables[low][0]:
-            common = _common(tables[low][:common], tables[high])
-            high += 1
-        units.append((low, high, common))
-        low = high
+    bounds = np.concatenate([_ZERO[: len(tables)], (heads[1:] != heads[:-1]).nonzero()[0] + 1, [len(tables)]])
+    units = np.empty((len(bounds) - 1, 3), dtype=np.int64)
+    units[:, 0], units[:, 1] = bounds[:-1], bounds[1:]
+    units[:, 2] = lengths if len(units) == len(tables) else lengths[bounds[:-1]]
+    if len(units) < len(tables):
+        for unit, (low, high, _) in enumerate(units.tolist()):
+            for table in tables[low + 1 : high]:
+                units[unit, 2] = _common(tables[low][: units[unit, 2]], table)
     return units
 
 

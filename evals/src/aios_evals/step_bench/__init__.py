@@ -1,0 +1,1 @@
+"""`aios bench step`: where the CPU time of a decode step goes."""
