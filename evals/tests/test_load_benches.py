@@ -35,8 +35,9 @@ def test_an_attack_gives_a_row_a_policy_and_kind() -> None:
 
 
 def test_decisions_are_measured_for_every_policy() -> None:
-    rows = policies_bench.run(steps=5, shapes=[(4, 20)])
+    rows = policies_bench.run(steps=5, shapes=[(4, 20, 0), (4, 20, 30)])
     assert {"fifo", "fair", "priority", "program", "round_robin"} <= {row["policy"] for row in rows}
+    assert [row["policy"] for row in rows if row["parked"]] == ["program"]
 
 
 def test_turns_are_as_far_apart_as_calls_end() -> None:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_kernel.plugins import Plugins
+from aios_kernel.scheduler.fifo import Fifo
 from aios_kernel.scheduler.groups import Groups
+from aios_kernel.scheduler.protocol import Arrived, Plan, Residency, Task, View
 from aios_kernel.scheduler.rehearsal import Call, Pool
 
 POLICIES = Plugins().named("aios_kernel_policies")
@@ -19,9 +21,8 @@ def grouped(mine: str, rest: str = "fifo", weight: float = 1.0) -> Groups:
     return Groups(POLICIES[rest]({}), {"mine": (POLICIES[mine]({}), weight)})
 
 
-# Not `program`: it counts on room that other groups take, and leaves it to the dispatcher to cut such a plan, which
-# this pool takes for a fault.
-@pytest.mark.parametrize("policy", [name for name in POLICIES if not getattr(POLICIES[name], "parks", False)])
+@pytest.mark.parametrize("rest", ["fifo", "program"])
+@pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=40, deadline=None)
 @given(
     calls=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 20), st.booleans()), min_size=1, max_size=20),
@@ -29,9 +30,9 @@ def grouped(mine: str, rest: str = "fifo", weight: float = 1.0) -> Groups:
     blocks=st.integers(16, 64),
 )
 def test_every_call_of_every_group_ends(
-    policy: str, calls: list[tuple[int, int, bool]], batch: int, blocks: int
+    policy: str, rest: str, calls: list[tuple[int, int, bool]], batch: int, blocks: int
 ) -> None:
-    here = Pool(grouped(policy), kv_tokens=16 * blocks, max_batch=batch)
+    here = Pool(grouped(policy, rest), kv_tokens=16 * blocks, max_batch=batch)
     for prompt, answer, mine in calls:
         here.submit(Call(prompt, answer, group="mine" if mine else "other"))
     here.run(20_000)
@@ -70,3 +71,26 @@ def test_a_full_pool_is_given_back_to_a_group_below_its_share() -> None:
         here.step()
         assert here.steps < 90
     assert not set(hog) & set(here.ended)
+
+
+def test_what_a_group_swaps_in_is_not_free_for_the_next() -> None:
+    seen: list[int] = []
+
+    class Returning(Fifo):
+        def decide(self, view: View, now_s: float) -> Plan:
+            return Plan(swap_in=[1])
+
+    class Looking(Fifo):
+        def decide(self, view: View, now_s: float) -> Plan:
+            seen.append(view.kv_free)
+            return Plan()
+
+    tasks = [
+        Task(1, "p", "a", "mine", "normal", 0.0, Residency.SWAPPED, 100, 1, 5),
+        Task(2, "q", "a", "other", "normal", 0.0, Residency.QUEUED, 50, 50, 0),
+    ]
+    groups = Groups(Looking({}), {"mine": (Returning({}), 1.0)})
+    for task in tasks:
+        groups.observe(Arrived(task.id, task.program), 0.0)
+    groups.decide(View(tasks, 512, 512, 16, 4, 512, can_swap=True), 0.0)
+    assert seen == [512 - 112]

@@ -15,7 +15,7 @@ from aios_kernel.context.residue import Residue
 from aios_kernel.context.swap import SwapTiers
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted
 from aios_kernel.scheduler.protocol import Parked, Residency
-from aios_kernel.scheduler.rows import Rows
+from aios_kernel.scheduler.rows import Journal
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Parking:
         self._shown: dict[str, Parked] = {}
         self._changed: set[str] = set()
         self._wanted: dict[str, None] = {}  # to come back, not arrived yet
-        self.rows = Rows(self._shown)
+        self.rows = Journal(self._shown)
         self.on = False
         self.moves: list[Move] = []
 
@@ -217,6 +217,7 @@ class Parking:
         program = parked.order.program
         self._shown[program] = parked.row()
         self._changed.add(program)
+        self.rows.note(program)
 
     def _take(self, program: str) -> ParkedContext | None:
         parked = self._parked.pop(program, None)
@@ -224,6 +225,7 @@ class Parking:
             self._wanted.pop(program, None)
             del self._shown[program]
             self._changed.add(program)
+            self.rows.note(program)
         return parked
 
     def _free(self, parked: ParkedContext) -> None:

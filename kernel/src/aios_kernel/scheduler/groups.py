@@ -140,7 +140,8 @@ class Groups:
         free -= sum(view.kv_need(tasks[number], tokens) for number, tokens in run.items())
         # A newcomer keeps the room of its whole prompt.
         came = [tasks[number] for number in (*theirs.admit, *theirs.swap_in)]
-        free -= sum(view.kv_need(task, task.pending) - view.kv_need(task, run.get(task.id, 0)) for task in came)
+        free -= sum(view.kv_need(task, task.pending) for task in came)
+        free += sum(view.kv_need(task, run[task.id]) for task in came if task.id in run)  # counted above
         lengths = {parked.program: parked.length for parked in group.parked}
         free -= sum(lengths[program] for program in theirs.fetch if program in lengths)
         return replace(

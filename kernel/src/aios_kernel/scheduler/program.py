@@ -5,7 +5,11 @@ docs/scheduling.md has the policy on one page, with what each of its mechanisms 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import takewhile
+
 from aios_kernel.scheduler.program_decision import Decision
+from aios_kernel.scheduler.program_kept import Kept
 from aios_kernel.scheduler.program_knobs import Knobs
 from aios_kernel.scheduler.program_lives import Lives
 from aios_kernel.scheduler.program_pauses import Pauses
@@ -41,6 +45,7 @@ class ProgramPolicy:
         pauses: what is known of when programs come back.
         lives: what is known of how far programs go.
         waiting: calls without a context.
+        kept: the contexts that are parked.
         longest: the most tokens that an answer has had.
     """
 
@@ -53,6 +58,7 @@ class ProgramPolicy:
         self.pauses = Pauses(_DEFAULT_PAUSE_S)
         self.lives = Lives()
         self.waiting = Waiting()
+        self.kept = Kept(self.pauses, self.waiting)
         self.longest = 256
         self._prefill_per_s = _PREFILL_PER_S
         self._prefilled = 0
@@ -69,7 +75,9 @@ class ProgramPolicy:
         """Keep the account of service, pauses and queued calls."""
         if isinstance(event, Computed):
             self._serve(event)
-        elif isinstance(event, Arrived):
+            return
+        self.kept.touch(event.program)
+        if isinstance(event, Arrived):
             self._new.add(event.task)
             self.pauses.call_arrived(event.program, now_s)
         elif isinstance(event, Finished):
@@ -110,11 +118,23 @@ class ProgramPolicy:
 
     def come_in(self, program: str, now_s: float) -> None:
         """A program joins those whose contexts are kept."""
+        self._since_s.pop(program, None)  # in order of coming in
         self._since_s[program] = now_s
 
-    def had_turn(self, program: str, now_s: float) -> bool:
-        """Whether a program has been in for so long that one that is due may take its place."""
-        return now_s - self._since_s.get(program, 0.0) >= self.knobs.patience * self.lives.stay_s
+    def meet_parked(self, program: str, now_s: float) -> None:
+        """A context was not known yet; if another policy let its program in, it is in from now on."""
+        self._since_s.setdefault(program, now_s)
+
+    def stop_waiting(self, number: int) -> None:
+        """A call is in."""
+        task = self.waiting.remove(number)
+        if task is not None:
+            self.kept.touch(task.program)
+
+    def had_turns(self, now_s: float) -> Iterator[str]:
+        """Programs that have been in for so long that one that is due may take their place, the longest first."""
+        turn_s = self.knobs.patience * self.lives.stay_s
+        return (name for name, _ in takewhile(lambda each: now_s - each[1] >= turn_s, self._since_s.items()))
 
     def _serve(self, event: Computed) -> None:
         prefilled = event.tokens - event.generated
@@ -141,6 +161,7 @@ class ProgramPolicy:
                 self._first.setdefault(task.program, task.length)
                 self.pauses.name_agent(task.program, task.agent)
                 self.waiting.put(task, self.rank(task), self._due_s(task))
+                self.kept.touch(task.program)
                 if not self._new:
                     break
         self._new.clear()

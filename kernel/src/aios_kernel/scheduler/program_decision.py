@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from aios_kernel.scheduler.program_queue import CLASSES
-from aios_kernel.scheduler.program_room import ALWAYS, Room, class_of
-from aios_kernel.scheduler.program_step import fill, urgency
-from aios_kernel.scheduler.protocol import Plan, Residency, Task, View
+from aios_kernel.scheduler.program_queue import CLASSES, WORST_FIRST
+from aios_kernel.scheduler.program_room import ALWAYS, CLAIMED, Room, class_of
+from aios_kernel.scheduler.program_step import fill
+from aios_kernel.scheduler.protocol import Parked, Plan, Residency, Task, View
 
 if TYPE_CHECKING:
     from aios_kernel.scheduler.program import ProgramPolicy
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _RESIDENT, _SWAPPED = Residency.RESIDENT, Residency.SWAPPED
 _DEARER = 4
 """How much more room is kept for growth where contexts swap: the device is busier, and computing anew dearer."""
+_PASSED = 64
+"""Calls or contexts that are passed over in one decision, as what is tried in vain."""
 
 
 class Decision(Room):
@@ -30,10 +33,10 @@ class Decision(Room):
     def __init__(self, policy: ProgramPolicy, view: View, now_s: float) -> None:
         super().__init__(policy, view, now_s)
         self._best = policy.waiting.best_class if self._knobs.preempt else len(CLASSES)
-        self._find_hot()
 
     def make(self) -> Plan:
         """Running calls keep their room; then who is due, who comes back, who is warm, and who is new."""
+        self._drop_cold()
         if self._free < 0 and not self._room(0, ALWAYS) and self._view.kv_free < self._reserve:
             self._take_back()
         self._return()
@@ -46,28 +49,24 @@ class Decision(Room):
         self._plan.run = fill(self._view, self._runs, self._knobs.chunk, self._reserve)
         return self._plan
 
-    def _find_hot(self) -> None:
-        """Queued calls whose context is in the pool; one that shares nothing with it has no use for it."""
-        seen = self._view.by_id() if self._view.parked else {}
-        for parked in self._view.parked:
-            waiting = self._policy.waiting.of(parked.program)
-            if waiting is None or parked.residency is not _RESIDENT or waiting.id not in seen:
-                continue
-            task = seen[waiting.id]
-            if task.pending < task.length:
-                self._hot.append(task)
-                self._busy.add(task.program)
-            else:
-                self._plan.drop.append(parked.program)
-                self._free += self._blocks(parked.length)
-                del self._parked[parked.program]
+    def _drop_cold(self) -> None:
+        """Queued calls that share nothing with what their programs have parked in the pool have no use for it."""
+        for program in [*self._kept.cold]:
+            self._plan.drop.append(program)
+            self._free += self._blocks(self._kept.rows[program].length)
+            self._kept.lose(program)
 
     # --- who comes in -----------------------------------------------------------------------------------------------
 
     def _admit_due(self) -> bool:
         """Calls that nobody may overtake, in order; False when one is left that does not fit yet."""
-        for task in [*self._policy.waiting.due(self._now_s)]:
-            if task.program not in self._busy and not self._bring(task, self._knobs.hold, claim=True):
+        passed = 0
+        for task in self._policy.waiting.due(self._now_s):
+            if not self._has_place(task) or passed > _PASSED:
+                return False
+            if self._is_in(task.program):
+                passed += 1
+            elif not self._bring(task, self._knobs.hold, claim=True):
                 return False
         return True
 
@@ -77,33 +76,44 @@ class Decision(Room):
             if not self._is_outranked(task) and self._room(self._whole(task), 0.0, task):
                 self._plan.swap_in.append(task.id)
                 self._free -= self._whole(task)
-        for task in sorted(self._hot, key=urgency):
-            if task.id not in self._plan.admit and not self._is_outranked(task):
-                self._bring(task, 1.0)
+        failed = 0
+        for task in self._hot(self._kept.hot):
+            if not self._has_place(task) or failed > _PASSED:
+                break
+            if not self._is_outranked(task) and not self._bring(task, 1.0):
+                failed += 1
 
     def _admit_warm(self) -> None:
         """Calls of programs whose context was stowed, best rank first: it is fetched, and they run when it is there."""
-        found = [self._policy.waiting.of(name) for name, parked in self._parked.items() if parked.residency is _SWAPPED]
-        warm = [task for task in found if task is not None and task.program not in self._busy]
-        for task in sorted(warm, key=_arrival):
-            if self._is_outranked(task) or not self._bring(task, 0.0):
+        brought: list[str] = []
+        for program in self._kept.warm:
+            task = self._policy.waiting.of(program)
+            if task is None or self._is_outranked(task) or not self._bring(task, 0.0):
                 break
+            brought.append(program)
+        for program in brought:
+            self._kept.take(program)
 
     def _admit_new(self) -> None:
         """Programs that are not in, while the working set with its growth fits; nobody overtakes the first one."""
         policy = self._policy
         growth = self._growth() if policy.waiting else 0.0
         share = self._knobs.grow * (_DEARER if self._view.can_swap else 1)
+        passed = 0
         for task in policy.waiting.ranked():
-            parked = self._parked.get(task.program)
-            if task.program in self._busy:
+            if not self._has_place(task) or passed > _PASSED:
+                break
+            parked = self._kept.get(task.program)
+            if self._is_in(task.program):
                 self._join(task)
+                passed += 1
                 continue
             if parked is not None and parked.residency is _SWAPPED:
+                passed += 1
                 continue
             growth += max(0.0, policy.lives.final - task.length)
             crowded = self._crowded(self._whole(task) + share * growth, task)
-            if self._has_backlog(task) or (crowded and (self._runs or self._parked)):
+            if self._has_backlog(task) or (crowded and (self._runs or not self._kept.is_empty)):
                 break
             if not self._bring(task, self._knobs.hold):
                 break
@@ -111,7 +121,7 @@ class Decision(Room):
     def _join(self, task: Task) -> None:
         """A further call of a program that is in runs beside the others if there is room, and moves nobody out."""
         runs, need = self._runs, self._whole(task)
-        if need > self._free or len(runs) >= self._view.max_batch or task.program in self._parked:
+        if need > self._free or len(runs) >= self._view.max_batch or self._kept.get(task.program) is not None:
             return
         if task.id in self._plan.admit:  # it was due, or had its context in the pool
             return
@@ -123,30 +133,37 @@ class Decision(Room):
     def _crowded(self, need: float, task: Task) -> bool:
         """Whether the pool and host memory, with what a newcomer may take from others, are short of so many tokens."""
         room = self._free + self._host
-        return need > room and need > room + self._expired() and need > room + self._inferior(task)
+        return need > room + self._inferior(task) and not self._has_expired(need - room)
 
     def _prefetch(self) -> None:
         """With room to spare: stowed contexts of programs that are expected back before they could be fetched."""
         if not self._knobs.prefetch:
             return
-        for name, parked in self._parked.items():
-            if parked.residency is _SWAPPED and name not in self._busy:
-                lead = self._policy.recompute_s(parked.length) / max(1.0, self._knobs.swap_speed)
-                need = self._blocks(parked.length) + self._margin
-                if need <= self._free and self._policy.rest_s(parked, self._now_s) <= lead:
-                    self._plan.fetch.append(name)
-                    self._busy.add(name)
-                    self._free -= need
+        speed = max(1.0, self._knobs.swap_speed)
+        longest_s = self._policy.recompute_s(self._view.kv_total) / speed
+        soon: list[Parked] = []
+        for rest, parked in islice(self._kept.away(self._now_s), _PASSED):
+            if rest > longest_s:
+                break
+            if rest <= self._policy.recompute_s(parked.length) / speed and parked.program not in self._busy:
+                soon.append(parked)
+        for parked in sorted(soon, key=lambda parked: self._kept.number(parked.program)):
+            need = self._blocks(parked.length) + self._margin
+            if need <= self._free:
+                self._plan.fetch.append(parked.program)
+                self._busy.add(parked.program)
+                self._kept.take(parked.program)
+                self._free -= need
 
     def _start_one(self) -> None:
         """Nothing runs: somebody must, unless contexts that are kept leave no room and will be needed soon."""
         queue = self._policy.waiting
-        waiting = [*self._preempted, *self._hot, *islice(queue.due(self._now_s), 1), *islice(queue.ranked(), 1)]
+        hot = [*islice(self._hot(self._kept.returned), 1)]
+        waiting = [*self._preempted, *hot, *islice(queue.due(self._now_s), 1), *islice(queue.ranked(), 1)]
         waiting.sort(key=class_of)
         if not waiting or self._plan.fetch or self._plan.swap_in:
             return
-        kept = sum(self._blocks(parked.length) for *_, parked in self._ranked_idle())
-        if waiting[0] not in self._hot and self._expired() < kept and self._is_awaited():
+        if waiting[0] not in hot and self._is_worth_waiting():
             self._plan.patient = True
             return
         self._free += self._reserve
@@ -154,23 +171,32 @@ class Decision(Room):
         while not self._bring(waiting[0], ALWAYS) and self._give_way(waiting[0]):
             pass
 
-    def _is_awaited(self) -> bool:
-        """Whether a program whose context is kept comes back by itself: not one that waits for a queued call."""
-        queued = {task.family for task in self._policy.waiting.ranked()}
-        return any(parked.family not in queued for *_, parked in self._ranked_idle())
+    def _is_worth_waiting(self) -> bool:
+        """Whether contexts are kept that will be needed soon, and a program comes back by itself.
+
+        One whose family has a queued call does not: it waits for that.
+        """
+        hold, families = self._knobs.hold, self._policy.waiting.families
+        soon = awaited = False
+        idle = chain.from_iterable(self._kept.idle(place, self._now_s) for place in WORST_FIRST)
+        for rest, parked in islice(idle, CLAIMED):
+            soon = soon or rest < hold * self._policy.recompute_s(parked.length)
+            awaited = awaited or parked.family not in families
+            if soon and awaited:
+                return True
+        return False
 
     def _give_way(self, first: Task) -> bool:
         """Let the newest other call that has its context in the pool lose it: each holds what the others lack."""
-        others = [task for task in self._hot if task is not first]
-        if not others:
+        other = next((name for name in reversed(self._kept.returned) if name != first.program), None)
+        if other is None:
             return False
-        self._hot.remove(others[-1])
-        self._give_up(self._parked[others[-1].program])
+        self._give_up(self._kept.rows[other])
         return True
 
     def _bring(self, task: Task, hold: float, *, claim: bool = False) -> bool:
         """Admit a call, or fetch what it goes on from, if room for it can be made; see `_room`."""
-        parked = self._parked.get(task.program)
+        parked = self._kept.get(task.program)
         here = parked is not None and parked.residency is _RESIDENT
         need = self._whole(task) - (self._blocks(parked.length) if parked is not None and here else 0)
         was_busy = task.program in self._busy
@@ -201,7 +227,7 @@ class Decision(Room):
         if not final or not self._knobs.grow:
             return 0.0
         growth = sum(max(0.0, final - task.length) for task in self._runs)
-        return growth + sum(max(0.0, final - p.length) for p in self._parked.values() if p.program not in self._busy)
+        return growth + self._kept.lengths.short_of(final)
 
     def _has_backlog(self, task: Task) -> bool:
         """Whether much prefill is under way before a newcomer's: that of its own class and better ones."""
@@ -210,10 +236,23 @@ class Decision(Room):
         mine = CLASSES[task.priority]
         return sum(run.pending for run in self._runs if CLASSES[run.priority] <= mine) > self._knobs.backlog
 
+    def _has_place(self, task: Task) -> bool:
+        """Whether fewer calls of its class and better ones are in than a step can take: more would only wait there."""
+        runs, most = self._runs, self._view.max_batch
+        return len(runs) < most or sum(CLASSES[run.priority] <= CLASSES[task.priority] for run in runs) < most
+
+    def _is_in(self, program: str) -> bool:
+        """Whether a program has calls in the pool, or a context that one goes on from, or what this plan has moved."""
+        return program in self._busy or program in self._kept.hot
+
+    def _hot(self, names: Iterable[str]) -> Iterator[Task]:
+        """The calls of programs that go on from contexts in the pool."""
+        tasks = self._view.by_id() if self._kept.hot else {}
+        for name in names:
+            task = self._policy.waiting.of(name)
+            if task is not None and task.id in tasks:
+                yield tasks[task.id]
+
     def _is_outranked(self, task: Task) -> bool:
         """Whether a call of a better class waits, so that this one must not take up room."""
         return CLASSES[task.priority] > self._best
-
-
-def _arrival(task: Task) -> tuple[int, float]:
-    return (CLASSES[task.priority], task.arrived_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right, insort
 from collections import deque
 from dataclasses import dataclass
@@ -108,6 +109,17 @@ class Pauses:
         if gone * _STALE >= pause.rest_s:
             pause.asked_s, pause.rest_s, gone = now_s, self._expect(program, pause, now_s - pause.since_s), 0.0
         return pause.rest_s - gone
+
+    def expected(self, program: str, now_s: float) -> tuple[float, float]:
+        """When a program's next call is expected, and until when that stands if nothing happens.
+
+        Long ago and for good, for one that does not pause.
+        """
+        rest_s = self.remaining(program, now_s)
+        pause = self._open.get(program)
+        if pause is None:
+            return -math.inf, math.inf
+        return now_s + rest_s, pause.asked_s + pause.rest_s / _STALE
 
     def _expect(self, program: str, pause: _Pause, elapsed_s: float) -> float:
         if pause.expected_s == 0.0:

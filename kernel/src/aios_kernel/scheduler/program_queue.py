@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -11,38 +12,53 @@ from aios_kernel.scheduler.protocol import Task
 Rank: TypeAlias = tuple[float, ...]
 CLASSES = {"interactive": 0, "normal": 1, "batch": 2}
 """Priority classes: a better one is admitted, comes back and is prefilled first."""
+WORST_FIRST = (2, 1, 0)
+"""Places in `CLASSES`, in the order in which contexts give way."""
 
 
 class Waiting:
-    """Calls without a context. Adding and removing one takes O(log n) and a move of memory."""
+    """Calls without a context. Adding and removing one takes O(log n) and a move of memory.
+
+    Attributes:
+        families: how many calls of each wait.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[int, tuple[Task, Rank, float]] = {}
         self._ranked: list[tuple[Rank, int]] = []
         self._due: list[tuple[float, int]] = []
         self._of: dict[str, int] = {}
+        self.families: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._tasks
 
     def put(self, task: Task, rank: Rank, due_s: float) -> None:
         """Add a call; smaller ranks come first, and before all ranks those that are due."""
         self.remove(task.id)
         self._tasks[task.id] = (task, rank, due_s)
         self._of[task.program] = task.id
+        self.families[task.family] += 1
         insort(self._ranked, (rank, task.id))
         insort(self._due, (due_s, task.id))
 
-    def remove(self, number: int) -> None:
-        """It no longer waits."""
+    def remove(self, number: int) -> Task | None:
+        """It no longer waits; gives it, if it did."""
         entry = self._tasks.pop(number, None)
         if entry is None:
-            return
+            return None
         task, rank, due_s = entry
+        self.families[task.family] -= 1
+        if not self.families[task.family]:
+            del self.families[task.family]
         if self._of.get(task.program) == number:
             del self._of[task.program]
         del self._ranked[bisect_left(self._ranked, (rank, number))]
         del self._due[bisect_left(self._due, (due_s, number))]
+        return task
 
     @property
     def best_class(self) -> int:

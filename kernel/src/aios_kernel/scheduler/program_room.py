@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from aios_kernel.scheduler.program_queue import CLASSES
+from aios_kernel.scheduler.program_queue import CLASSES, WORST_FIRST
 from aios_kernel.scheduler.protocol import Parked, Plan, Residency, Task, View
 
 if TYPE_CHECKING:
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
 ALWAYS = -1.0
 """Of `_room`: whatever a paused program's expected rest."""
+_LOOKS = 128
+"""Contexts of a class that a search for room passes over before it ends: thousands may be parked."""
+CLAIMED = 1024
+"""Likewise of programs that have been in for long."""
 
 
 class Room:
@@ -29,16 +34,16 @@ class Room:
         self._knobs = policy.knobs
         self._margin = min(self._knobs.margin, view.kv_total // 64)
         self._host = view.host_free
-        self._parked = {parked.program: parked for parked in view.parked}
+        self._kept = policy.kept
         active = view.active()
         self._runs = [task for task in active if task.residency is Residency.RESIDENT]
         self._preempted = [task for task in active if task.residency is Residency.SWAPPED]
         self._busy = {task.program for task in active}
-        self._hot: list[Task] = []
-        self._idle: list[tuple[int, float, Parked]] | None = None
-        block, promised, self._pending = view.block_size, 0, 0
+        self._refused: dict[tuple[float, int], int] = {}
+        waiting, block, promised, self._pending = policy.waiting, view.block_size, 0, 0
         for task in self._runs:  # the hot loop: no calls in it
-            policy.waiting.remove(task.id)
+            if task.id in waiting:
+                policy.stop_waiting(task.id)
             if task.generated > policy.longest:
                 policy.longest = task.generated
             length, pending = task.length, task.pending
@@ -47,6 +52,8 @@ class Room:
         # Kept free for one call to end in, so that calls that decode never block each other for good.
         self._reserve = min(2 * policy.longest, view.kv_total // 16) // view.block_size * view.block_size
         self._free = view.kv_free - promised - len(self._runs) * self._margin - self._reserve
+        for program in self._kept.update(view, self._busy):
+            policy.meet_parked(program, now_s)
 
     def _room(self, need: int, hold: float, task: Task | None = None) -> bool:
         """Make room out of contexts of paused programs: worse classes first, of each those expected back last.
@@ -59,20 +66,37 @@ class Room:
         if need <= self._free:
             return True
         mine = CLASSES[task.priority] if task is not None else 0
+        short = need - self._free
+        if short >= self._refused.get((hold, mine), short + 1):
+            return False  # less has been refused in this decision, which only takes room
+        victims = self._victims(short, hold, mine)
+        if victims is None:
+            self._refused[hold, mine] = short
+            return False
+        for parked in victims:
+            self._give_up(parked)
+        return True
+
+    def _victims(self, short: int, hold: float, mine: int) -> list[Parked] | None:
+        """See `_room`; None when there are not enough of them, among those looked at."""
         victims: list[Parked] = []
         gain, host = 0, self._host
-        for place, rest, parked in reversed(self._ranked_idle()):
-            stowable = self._knobs.swap_speed > 1 and host >= parked.length
-            back_s = self._policy.recompute_s(parked.length) / (self._knobs.swap_speed if stowable else 1.0)
-            if rest < self._holds(hold, place - mine) * back_s:
-                continue
-            host -= parked.length if stowable else 0
-            gain += self._blocks(parked.length)
-            victims.append(parked)
-            if self._free + gain >= need:
-                self._give_all_up(victims)
-                return True
-        return False
+        for place in WORST_FIRST:
+            held, passed = self._holds(hold, place - mine), 0
+            for rest, parked in self._kept.idle(place, self._now_s):
+                stowable = self._knobs.swap_speed > 1 and host >= parked.length
+                back_s = self._policy.recompute_s(parked.length) / (self._knobs.swap_speed if stowable else 1.0)
+                if rest < held * back_s:
+                    passed += 1
+                    if passed == _LOOKS:
+                        break
+                    continue
+                host -= parked.length if stowable else 0
+                gain += self._blocks(parked.length)
+                victims.append(parked)
+                if gain >= short:
+                    return victims
+        return None
 
     def _holds(self, hold: float, below: int) -> float:
         """`hold` for a context whose class is so many places below that of who needs the room."""
@@ -84,8 +108,8 @@ class Room:
         """Make room out of everything of worse classes: contexts of paused programs go, running calls are saved."""
         if need > self._free + self._inferior(task):
             return False
-        paused = [parked for place, _, parked in self._ranked_idle() if place > CLASSES[task.priority]]
-        short = need - self._free - sum(self._blocks(parked.length) for parked in paused)
+        mine = CLASSES[task.priority]
+        short = need - self._free - self._kept.held(mine)
         saved: list[Task] = []
         for run in self._worse(task):
             if short > 0 and run.length - run.pending <= self._host:
@@ -100,85 +124,77 @@ class Room:
             self._runs.remove(run)
             self._pending -= run.pending
             self._free += self._whole(run)
-        while paused and self._free < need:
-            self._give_all_up([paused.pop()])
+        while self._free < need and (parked := self._kept.first_to_go(self._now_s, mine)) is not None:
+            self._give_up(parked)
         return True
 
     def _inferior(self, task: Task) -> int:
         """Tokens that calls and contexts of worse classes have in the pool."""
         if not self._knobs.preempt:
             return 0
-        mine = CLASSES[task.priority]
-        paused = sum(self._blocks(parked.length) for place, _, parked in self._ranked_idle() if place > mine)
-        return paused + sum(self._whole(run) for run in self._worse(task))
+        return self._kept.held(CLASSES[task.priority]) + sum(self._whole(run) for run in self._worse(task))
 
     def _worse(self, task: Task) -> list[Task]:
         """Running calls of worse classes that can be saved, in the order to do so: the worst class, then the newest."""
-        if not self._view.can_swap:
-            return []
         mine, plan = CLASSES[task.priority], self._plan
+        if not self._view.can_swap or mine == len(CLASSES) - 1:
+            return []
         worse = [run for run in reversed(self._runs) if CLASSES[run.priority] > mine and run.id not in plan.admit]
         return sorted(worse, key=class_of, reverse=True)
 
-    def _expired(self) -> int:
-        """Tokens of contexts that have been kept long enough."""
-        hold, back_s = self._knobs.hold, self._policy.recompute_s
-        return sum(self._blocks(p.length) for _, rest, p in self._ranked_idle() if rest >= hold * back_s(p.length))
-
-    def _ranked_idle(self) -> list[tuple[int, float, Parked]]:
-        """Contexts in the pool whose programs pause, with class and expected rest; the first to go at the end."""
-        if self._idle is None:
-            self._idle = [
-                (CLASSES[parked.priority], self._policy.rest_s(parked, self._now_s), parked)
-                for parked in self._parked.values()
-                if parked.residency is Residency.RESIDENT and parked.program not in self._busy
-            ]
-            self._idle.sort(key=_place)
-        return self._idle
+    def _has_expired(self, short: float) -> bool:
+        """Whether contexts that have been kept long enough hold so many tokens, among those looked at."""
+        hold = self._knobs.hold
+        for place in WORST_FIRST:
+            passed = 0
+            for rest, parked in self._kept.idle(place, self._now_s):
+                if rest >= hold * self._policy.recompute_s(parked.length):
+                    short -= self._blocks(parked.length)
+                    if short <= 0:
+                        return True
+                else:
+                    passed += 1
+                    if passed == _LOOKS:
+                        break
+        return False
 
     def _claim(self, need: int, task: Task) -> bool:
         """For a call that is due: programs that have been in for long give way, once they have no call running."""
-        policy = self._policy
-        paused = [parked for *_, parked in self._ranked_idle() if policy.had_turn(parked.program, self._now_s)]
-        later = [
-            each
-            for each in self._hot
-            if each.id not in self._plan.admit and each.arrived_s > task.arrived_s and each.program in self._parked
-            and policy.had_turn(each.program, self._now_s)
-        ]  # fmt: skip
-        back = [self._parked[each.program] for each in later]
+        kept, paused, back = self._kept, list[Parked](), list[Parked]()
+        for program in islice(self._policy.had_turns(self._now_s), CLAIMED):
+            parked = kept.get(program)
+            if parked is None:
+                continue
+            if kept.is_idle(program):
+                paused.append(parked)
+            elif program in kept.hot and self._is_later(program, task):
+                back.append(parked)
         if self._free + sum(self._blocks(parked.length) for parked in (*paused, *back)) < need:
             return False
-        gone: set[str] = set()
-        for parked in (*reversed(paused), *reversed(back)):
+        paused.sort(key=lambda parked: kept.order(parked, self._now_s), reverse=True)
+        back.sort(key=lambda parked: kept.number(parked.program), reverse=True)
+        for parked in (*paused, *back):
             if self._free < need:
                 self._give_up(parked)
-                gone.add(parked.program)
-        self._idle = [each for each in self._ranked_idle() if each[2].program not in gone]
-        self._hot = [each for each in self._hot if each.program not in gone]
         return True
+
+    def _is_later(self, program: str, task: Task) -> bool:
+        """Whether a program's returned call came after another, and is not admitted in this plan."""
+        each = self._policy.waiting.of(program)
+        return each is not None and each.id not in self._plan.admit and each.arrived_s > task.arrived_s
 
     def _take_back(self) -> None:
         """Running calls have outgrown all that was kept for them: returned programs give way too, the newest first."""
-        idle = self._ranked_idle()
-        while idle and self._free < 0:
-            self._give_up(idle.pop()[2])
-        while self._hot and self._free < 0:
-            task = self._hot.pop()
-            self._give_up(self._parked[task.program])
-
-    def _give_all_up(self, victims: list[Parked]) -> None:
-        """Some of the paused ones."""
-        gone = {parked.program for parked in victims}
-        self._idle = [each for each in self._ranked_idle() if each[2].program not in gone]
-        for parked in victims:
+        while self._free < 0 and (parked := self._kept.first_to_go(self._now_s)) is not None:
             self._give_up(parked)
+        while self._free < 0 and (program := self._kept.returned.last()) is not None:
+            self._give_up(self._kept.rows[program])
 
     def _give_up(self, parked: Parked) -> None:
         """Stow a context, or drop it when host memory is full."""
         self._free += self._blocks(parked.length)
         self._busy.add(parked.program)  # it does not come back in the same plan
-        del self._parked[parked.program]
+        self._kept.lose(parked.program)
         if self._knobs.swap_speed > 1 and self._host >= parked.length:
             self._host -= parked.length
             self._plan.stow.append(parked.program)
@@ -190,10 +206,6 @@ class Room:
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._view.block_size) * self._view.block_size
-
-
-def _place(idle: tuple[int, float, Parked]) -> tuple[int, float]:
-    return idle[:2]
 
 
 def class_of(task: Task) -> int:
