@@ -147,14 +147,15 @@ def grammar(
 
 
 @bench.command()
-<<<<<<< HEAD
 def products(json: Json = False, full: Full = False) -> None:
     """The products of linear layers alone: ours beside oneDNN's and plain ones, on one thread."""
     from aios_evals import report
     from aios_evals.products import FULL_ROWS, ROWS, run
 
     report.emit("products", run(FULL_ROWS if full else ROWS), json=json)
-=======
+
+
+@bench.command()
 def step(
     json: Json = False,
     full: Full = False,
@@ -168,7 +169,6 @@ def step(
 
     rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, steps=3200 if full else 320)
     report.emit("step", rows, json=json)
->>>>>>> i3rest
 
 
 @bench.command()

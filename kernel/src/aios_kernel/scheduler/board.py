@@ -85,17 +85,12 @@ class Board:
                 del self._queued_of[program]
 
     def _row(self, held: Held) -> Task:
-<<<<<<< HEAD
-        generation, order = held.generation, held.generation.order
-        context = held.context
-=======
         generation, order, context = held.generation, held.generation.order, held.context
         if context is not None:  # as the properties of `Held` say, without asking each of them
             residency, length = Residency.RESIDENT, len(context.tokens)
             pending = length - context.computed
         else:
             residency, length, pending = held.residency, held.total, self._contexts.pending(held)
->>>>>>> i3rest
         return Task(
             id=generation.id,
             program=order.program,
@@ -103,15 +98,9 @@ class Board:
             group=order.group,
             priority=order.priority,
             arrived_s=generation.arrived_s,
-<<<<<<< HEAD
-            residency=held.residency,
-            length=held.total if context is None else len(context.tokens),
-            pending=self._contexts.pending(held) if context is None else context.pending,
-=======
             residency=residency,
             length=length,
             pending=pending,
->>>>>>> i3rest
             generated=generation.generated,
             root=order.root,
             deadline_s=order.deadline_s,

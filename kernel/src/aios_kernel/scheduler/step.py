@@ -112,13 +112,8 @@ class Stepper:
             context = held.context if held is not None else None
             if held is None or context is None or task in batch or len(batch) >= limits.max_batch:
                 continue
-<<<<<<< HEAD
-            tokens = min(tokens, held.context.pending, budget)
-            need = engine.kv_need(held.context, tokens) if tokens > 0 else 0
-=======
             tokens = min(tokens, context.pending, budget)
             need = engine.kv_need(context, tokens) if tokens > 0 else 0
->>>>>>> i3rest
             if tokens > 0 and need <= free:
                 batch[task] = (held, context, tokens)
                 free -= need
