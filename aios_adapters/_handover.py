@@ -71,8 +71,11 @@ def inherit() -> None:
 
 def inherited() -> Scope | None:
     """The run that the environment names, as a scope; None: no run, or the kernel is off."""
-    parent, config = parent_program(), load()
-    if parent is None or config.kernel == "off":
+    parent = parent_program()
+    if parent is None:  # without a look at the configuration: a wrong one is no reason why nothing can be imported
+        return None
+    config = load()
+    if config.kernel == "off":
         return None
     try:
         options = json.loads(os.environ.get(_OPTIONS) or "{}")

@@ -113,6 +113,16 @@ def test_serve_says_where_its_front_is(shell: Shell) -> None:
         assert kernel.wait(20) == 0
 
 
+def test_run_refuses_a_kernel_with_another_policy(served: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    refused = served("run", "--policy", "fifo", str(file), "hello", status=1)
+    assert 'schedules by "program", not "fifo"' in refused
+    assert "fix: aios config policy fifo" in refused
+    served("config", "policy", "fifo")
+    assert "hello" in served("run", "--policy", "fifo", str(file), "hello")
+
+
 def test_a_second_kernel_says_who_owns_the_directory(served: Shell) -> None:
     output = served("serve", status=1)
     assert "another kernel" in output
@@ -205,7 +215,21 @@ def test_config_says_where_values_come_from(shell: Shell, tmp_path: Path, monkey
     assert (rows["model"]["value"], rows["model"]["from"]) == ("fake", "AIOS_MODEL")
     assert rows["dtype"]["from"] == "default"
     (tmp_path / "aios.toml").write_text('polcy = "fifo"\n')
-    assert 'did you mean "policy"' in shell("config", "show", status=1)
+    refused = shell("config", "show", status=1)
+    assert refused.startswith("error: ")  # no traceback
+    assert 'did you mean "policy"' in refused
+    assert f"fix: edit {tmp_path / 'aios.toml'}" in refused
+
+
+def test_the_doctor_sees_a_configuration_that_is_wrong(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aios.toml").write_text("policy = \n")
+    monkeypatch.chdir(tmp_path)
+    checks = {check["what"]: check for check in json.loads(shell("doctor", "--json", status=1))}
+    assert not checks["configuration"]["ok"]
+    assert checks["configuration"]["fix"] == f"edit {tmp_path / 'aios.toml'}"
+    assert checks["python"]["ok"]
 
 
 def test_config_shows_no_secrets(shell: Shell) -> None:

@@ -133,7 +133,7 @@ def run(
         connection = connect(config, client=OWN_NAME)
         try:
             client = Client(connection)
-            _check_model(client, model)
+            _check_kernel(client, model, policy)
             began = time.time()
             _execute(file, context.args)
         finally:
@@ -158,13 +158,19 @@ def _environment(**flags: str | None) -> Generator[None]:
                 os.environ[name] = value
 
 
-def _check_model(client: Client, asked: str | None) -> None:
+def _check_kernel(client: Client, asked: str | None, policy: str | None) -> None:
+    """Refuse a kernel that was joined and is not what the flags ask for. Raises InvalidRequest."""
     status = client.call(KernelInfo())
     assert isinstance(status, KernelStatus)
     if asked is not None and status.model not in {asked, Path(asked).name, asked.partition(":")[2]}:
         raise InvalidRequest(
             f'the running kernel serves "{status.model}", not "{asked}"',
             fix="aios kill --kernel, then run again; or another data directory: --home DIR",
+        )
+    if policy is not None and status.policy != policy:
+        raise InvalidRequest(
+            f'the running kernel schedules by "{status.policy}", not "{policy}"',
+            fix=f"aios config policy {policy}; or another data directory: --home DIR",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -120,7 +121,7 @@ def load_with_origins(
     try:
         return msgspec.convert(values, Config, strict=False), origins
     except msgspec.ValidationError as error:
-        raise ConfigError(f"the configuration is wrong: {error}", fix="aios config show") from error
+        raise _wrong_value(str(error), origins) from error
 
 
 def home_of(config: Config) -> Path:
@@ -205,5 +206,21 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key not in Config.__struct_fields__:
             near = difflib.get_close_matches(key, Config.__struct_fields__, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else "see `aios config show` for all keys"
-            raise ConfigError(f'unknown configuration key "{key}" ({where}); {hint}', fix="aios config show")
+            hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(Config.__struct_fields__)}"
+            raise ConfigError(f'unknown configuration key "{key}" ({where}); {hint}', fix=_mend(where))
+
+
+def _wrong_value(problem: str, origins: Mapping[str, Origin]) -> ConfigError:
+    """The error of a value that does not fit its key, and where that value stands."""
+    reason, _, path = problem.partition(" - at `$.")
+    key = re.split(r"\W", path, maxsplit=1)[0]
+    origin = origins.get(key, "")
+    where = f"{path.removesuffix('`')} ({origin}): " if origin else ""
+    return ConfigError(f"the configuration is wrong: {where}{reason}", fix=_mend(origin))
+
+
+def _mend(origin: Origin) -> str:
+    """How to get at a setting that stands there; `aios config show` would only fail as well."""
+    if origin.startswith("AIOS_"):
+        return f"unset {origin}, or correct it"
+    return f"edit {origin}" if origin.endswith(".toml") else "aios serve --help"

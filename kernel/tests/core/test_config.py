@@ -42,3 +42,20 @@ def test_values_are_read_as_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_p
     loaded = config.load(cwd=tmp_path)
     assert (loaded.kv_tokens, loaded.strict) == (4096, True)
     assert loaded.policy_options == {"quantum": 4, "always_swap": True}
+
+
+def test_what_is_wrong_is_said_with_where_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "aios.toml"
+    file.write_text("kv_tokens = true\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(cwd=tmp_path)
+    assert f"kv_tokens ({file}): Expected `int`" in caught.value.message
+    assert caught.value.fix == f"edit {file}"
+    monkeypatch.setenv("AIOS_KV_TOKENS", "8k")
+    with pytest.raises(ConfigError) as caught:
+        config.load(cwd=tmp_path)
+    assert "kv_tokens (AIOS_KV_TOKENS): Expected `int`" in caught.value.message
+    assert caught.value.fix == "unset AIOS_KV_TOKENS, or correct it"
+    with pytest.raises(ConfigError, match="there are: kernel, home") as caught:
+        config.load({"zzzz": 1}, cwd=tmp_path)
+    assert caught.value.fix == "aios serve --help"

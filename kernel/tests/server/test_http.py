@@ -248,6 +248,7 @@ async def test_only_json_is_read(http: httpx.AsyncClient) -> None:
     for headers in ({"content-type": "text/plain"}, {}):
         answer = await http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
         assert answer.status_code == 415
+        assert "fix: send Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 async def test_a_body_has_its_limit(http: httpx.AsyncClient) -> None:

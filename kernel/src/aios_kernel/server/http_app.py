@@ -165,7 +165,7 @@ async def _read(request: Request, reader: Callable[[Mapping[str, Any]], E]) -> E
     """The request's body, read by `reader`. Raises InvalidRequest."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise HTTPException(415, f'the content type is "{kind}"; send application/json')
+        raise HTTPException(415, f'the content type is "{kind}"')
     data = await _body(request)
     if len(data) > _LARGE_BODY_BYTES:
         return await asyncio.to_thread(_decoded, data, reader)
@@ -212,11 +212,12 @@ async def _error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: unknown paths and methods."""
+    """What is refused before a body is read: unknown paths and methods, other content types."""
     assert isinstance(error, HTTPException)
     kind = errors.NotFound if error.status_code == 404 else errors.InvalidRequest
     what = f"{request.method} {request.url.path}: {error.detail}"
-    reply = refusal(kind(what, fix="POST /v1/chat/completions, for example"), error.status_code)
+    fix = "send Content-Type: application/json" if error.status_code == 415 else "GET /openapi.json says what is served"
+    reply = refusal(kind(what, fix=fix), error.status_code)
     reply.headers.update(error.headers or {})
     return reply
 
