@@ -11,9 +11,10 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from aios_kernel.plugins import Plugins
 from aios_kernel.scheduler.protocol import (

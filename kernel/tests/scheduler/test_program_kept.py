@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aios_kernel.scheduler.program import ProgramPolicy
 from aios_kernel.scheduler.program_ranking import Lengths, Ranking
@@ -65,7 +66,7 @@ class World:
         for names, place in ((plan.stow, SWAPPED), (plan.fetch, RESIDENT), (plan.drop, None)):
             for name in names:
                 if name in self.parked and self._chance.random() < 0.8:
-                    self._put(name, replace(self.parked[name], residency=place) if place else None)
+                    self._put(name, dataclasses.replace(self.parked[name], residency=place) if place else None)
         for number, task in self.tasks.items():
             if task.residency is QUEUED:
                 self.tasks[number] = replace(task, pending=task.length - self._reused(task))
@@ -120,7 +121,7 @@ def test_it_decides_as_one_that_looks_at_everything_each_time(forgetful: bool, m
                 looks.observe(event, world.now_s)
             view = world.view(world.rows)
             plan = told.decide(view, world.now_s)
-            afresh = replace(view, parked=tuple(replace(row) for row in world.parked.values()))
+            afresh = dataclasses.replace(view, parked=tuple(dataclasses.replace(row) for row in world.parked.values()))
             assert plan == looks.decide(afresh, world.now_s)
             moved += len(plan.stow) + len(plan.fetch) + len(plan.drop)
             world.carry_out(plan)
@@ -137,7 +138,7 @@ def test_no_more_calls_are_admitted_than_a_step_can_take() -> None:
     assert made.decide(view, 0.0).admit == [0, 1, 2, 3]
     running = [replace(task, residency=RESIDENT) for task in tasks[:4]]
     made.observe(Arrived(20, "p20"), 1.0)
-    plan = made.decide(replace(view, tasks=[*running, *tasks[4:], urgent]), 1.0)
+    plan = made.decide(dataclasses.replace(view, tasks=[*running, *tasks[4:], urgent]), 1.0)
     assert plan.admit == [20]
     assert plan.run[0] == (20, 64)
 
