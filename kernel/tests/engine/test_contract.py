@@ -104,15 +104,17 @@ def test_capabilities_are_sizes_of_whole_blocks(make: Any) -> None:
     caps = engine.capabilities
     assert caps.step_control == (engine.name != "openai")
     assert caps.kv_tokens == engine.kv_free()
-    assert caps.kv_tokens % caps.block_size == 0 or engine.name == "fake"
+    assert caps.kv_tokens % caps.block_size == 0 or engine.name != "torch"
 
 
 def test_a_context_emits_and_goes_on(make: Any, prompt: Any) -> None:
     engine = make()
     context = engine.open(prompt(40), sampling=GREEDY)
-    assert (len(context.tokens), context.computed, context.pending) == (40, 0, 40)
+    opened = len(context.tokens)  # a server's engine counts one for its request
+    assert context.pending == 40
+    assert (opened, context.computed) == ((41, 1) if engine.name == "openai" else (40, 0))
     answer = finish(engine, context, 3)
-    assert context.tokens[40:] == answer
+    assert context.tokens[opened:] == answer
     assert context.pending == 1
 
 
