@@ -26,7 +26,7 @@ from aios_kernel.scheduler.fifo import Fifo
 from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling, ToolCall, ToolSpec, Usage
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
-IMPATIENT = Patience(connect_s=2.0, silence_s=0.3)
+IMPATIENT = Patience(connect_s=2.0, silence_s=0.8)
 
 
 class Server:
