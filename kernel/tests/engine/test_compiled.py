@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from aios_kernel.engine.protocol import SamplingParams
 from aios_kernel.engine.torch import TorchEngine
+from aios_kernel.engine.torch.compiled import Graph
 
 PROMPTS = [[5, 6, 7], list(range(40)), [9] * 17]
 
@@ -69,3 +70,20 @@ def test_a_model_that_cannot_be_compiled_runs(monkeypatch: pytest.MonkeyPatch) -
     engine = TorchEngine(model(), kv_tokens=1024, compile=True)
     assert not engine.compiled
     assert answers(engine) == generated()
+
+
+def test_a_graph_that_would_ignore_an_input_is_refused() -> None:
+    """What it was given as a weight would be the same in every step."""
+    ids, positions, rows = torch.arange(5), torch.arange(5), torch.arange(3)
+    weight = torch.zeros(2)
+
+    def run(*arguments: Any) -> list[Any]:
+        return [arguments]
+
+    inputs = (ids, positions, rows, 77)
+    graph = Graph(run, [weight, 5, ids, 3, positions.view(5), positions, 77, rows], inputs)
+    assert graph(ids[:2], positions[:2], rows[:1], 78)[1] == 2
+    with pytest.raises(ValueError, match="does not take its inputs"):
+        Graph(run, [weight, 5, ids, positions.clone(), 77, rows], inputs)
+    with pytest.raises(ValueError, match="none of its inputs"):
+        Graph(run, [weight, 5, ids, positions, 77, rows, 4], inputs)

@@ -48,12 +48,13 @@ class CompiledForward:
 
     Args:
         forward: to compile; takes what `Function` says.
-        examples: inputs with a single token, and with several; the numbers of tokens and of rows, and the last input,
-            must differ from each other, or they could not be told apart.
+        single: example inputs with one token.
+        several: example inputs with several tokens. The numbers of tokens and of rows, and the last input, must differ
+            from each other, or they could not be told apart.
 
     Raises:
         Exception: whatever the compiler raises for a forward that it cannot take.
-        ValueError: a graph wants something that is no input.
+        ValueError: a graph wants something that is no input, or does not want all of them.
     """
 
     def __init__(self, forward: Function, single: Inputs, several: Inputs) -> None:
@@ -94,7 +95,8 @@ class Graph:
         inputs: of that call.
 
     Raises:
-        ValueError: a number among the arguments is none of the inputs.
+        ValueError: a number among the arguments is none of the inputs, or an input is not among them. Taken for a
+            weight, it would be the same in every call.
     """
 
     def __init__(self, run: Callable[..., Any], arguments: Sequence[Any], inputs: Inputs) -> None:
@@ -102,6 +104,8 @@ class Graph:
         self._arguments = list(arguments)
         places = [(place, _meaning(argument, inputs)) for place, argument in enumerate(arguments)]
         self._open = [(place, meaning) for place, meaning in places if meaning is not None]
+        if missing := {*range(len(inputs))} - {meaning for _, meaning in self._open}:
+            raise ValueError(f"the compiled graph does not take its inputs {sorted(missing)}")
 
     def __call__(self, *inputs: Any) -> Tensor:
         """The graph's result for other inputs."""
