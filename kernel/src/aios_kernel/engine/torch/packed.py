@@ -1,7 +1,7 @@
 """Linear layers whose weights lie in the order in which they are multiplied.
 
 `torch.nn.functional.linear` reorders the weight in every call, which costs more than the product itself while a step
-has few rows. Where compiled products can be had they are used (`native.layers`: 1.3 to 1.8 times oneDNN at 2 to 32
+has few rows. Where compiled products can be had they are used (`native.layers`: 1.1 to 1.4 times oneDNN at 1 to 32
 rows, docs/decisions/013-compiled-products.md), else oneDNN's own order, made once
 (docs/decisions/007-packed-weights-and-compiling.md).
 """
