@@ -19,6 +19,8 @@ from aios_kernel.errors import Unsupported
 
 _log = logging.getLogger(__name__)
 
+_MANY = 62
+"""Tokens of the example that several are compiled by: with few, the compiler would not share work between threads."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -90,8 +92,8 @@ class ModelRunner:
         recorder = _Recorder(self.dtype, self.device)
         keep_rotations(self.model)
         try:
-            with torch.inference_mode(), attention.running((_alone(5, self.device), recorder), id(self)) as number:
-                ids, positions, rows = (torch.arange(n, device=self.device) for n in (5, 5, 3))
+            with torch.inference_mode(), attention.running((_alone(_MANY, self.device), recorder), id(self)) as number:
+                ids, positions, rows = (torch.arange(n, device=self.device) for n in (_MANY, _MANY, _MANY // 2))
                 self._compiled = CompiledForward(
                     self._logits, (ids[:1], positions[:1], rows[:1], number), (ids, positions, rows, number)
                 )
