@@ -156,6 +156,27 @@ def products(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def roofline(
+    json: Json = False,
+    full: Full = False,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of the engine; again for several.")] = None,
+) -> None:
+    """How long the engine's steps take beside what this machine's memory and arithmetic allow at best."""
+    from aios_evals import report
+    from aios_evals.engine_bench.plan import DTYPES
+    from aios_evals.roofline import run
+    from aios_kernel.config import home_of, load
+
+    rows: list[dict[str, Any]] = []
+    dtypes = _known(dtype, DTYPES) or DTYPES
+    for model in ("34m", "500m") if full else ("34m",):
+        found = run(home_of(load()) / "models", model, dtypes, threads or (1, 2))
+        rows += [{"model": model, **row} for row in found]
+    report.emit("roofline", rows, json=json)
+
+
+@bench.command()
 def step(
     json: Json = False,
     full: Full = False,
