@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -201,6 +203,42 @@ def test_ctrl_c_in_the_middle_of_a_stream(served: Shell, tmp_path: Path) -> None
     assert "KeyboardInterrupt" in row["error"]
     kernel = json.loads(served("ps", "--json"))["kernel"]
     assert kernel["kv_free_tokens"] == kernel["kv_tokens"]
+
+
+def test_the_audit_log_is_listed_exported_and_verified(served: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    served("run", str(file), "hello", "--quiet")
+    listed = json.loads(served("audit", "list", "--agent", "worker", "--json"))
+    assert [(record["syscall"], record["outcome"]) for record in listed if record["syscall"] == "llm.chat"] == [
+        ("llm.chat", "ok")
+    ]
+    assert "llm.chat" in served("audit", "list")
+    served("audit", "export", str(tmp_path / "audit.jsonl"), "--agent", "worker")
+    exported = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [record["seq"] for record in exported] == [record["seq"] for record in listed]
+    assert "none changed" in served("audit", "verify")
+    assert json.loads(served("audit", "verify", "--json"))["ok"] is True
+    with contextlib.closing(sqlite3.connect(served.home / "audit.db")) as db, db:
+        db.execute("UPDATE audit SET outcome = 'denied' WHERE seq = ?", (listed[0]["seq"],))
+    assert f"record {listed[0]['seq']} was changed" in served("audit", "verify", status=1)
+
+
+def test_an_audit_log_is_verified_without_a_kernel(served: Shell, tmp_path: Path) -> None:
+    assert served.serving is not None
+    served("ps")
+    served.serving.send_signal(signal.SIGINT)
+    served.serving.wait(20)
+    public = (served.home / "audit.seals" / "audit.pub").read_text().strip()
+    arguments = ("audit", "verify", "--offline", str(served.home), "--public", public)
+    assert "none changed" in served(*arguments)
+    (served.home / "audit.seals").rename(tmp_path / "seals")
+    assert "never sealed" in served(*arguments, status=1)
+    assert "none changed" in served(*arguments, "--seals", str(tmp_path / "seals"))
+    with contextlib.closing(sqlite3.connect(served.home / "audit.db")) as db, db:
+        db.execute("DELETE FROM audit WHERE seq = 1")
+    assert "record 1 was changed" in served(*arguments, "--seals", str(tmp_path / "seals"), status=1)
+    assert "there is no audit log" in served("audit", "verify", "--offline", str(tmp_path), status=2)
 
 
 def test_without_a_kernel(shell: Shell) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import looking, running, settings
+from aios_adapters.cli import audit, looking, running, settings
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -22,5 +22,6 @@ app.command()(looking.trace)
 app.command()(settings.plugins)
 app.command()(settings.doctor)
 app.add_typer(settings.config_app, name="config")
+app.add_typer(audit.audit_app, name="audit")
 host().activate()
 host().hook.aios_commands(app=app)

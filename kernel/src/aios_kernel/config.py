@@ -75,6 +75,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     vectors: str = "chroma"
     """Vector index of the memory: `chroma` or `exact`."""
     storage: str = "sqlite"
+    audit_seals: str = ""
+    """Folder of the audit log's signed seals; best one where only the kernel's user can write, on another disk. Empty:
+    `audit.seals` in the data directory."""
     http: str = ""
     """Where the OpenAI-compatible front listens: `host:port` on loopback, `unix` (`run/http.sock` in the data
     directory) or `unix:PATH`; several with commas between them; empty: nowhere (for `aios serve`: `unix`)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aios_kernel.access import AccessManager, AuditLog
@@ -51,7 +52,7 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
     vectors = plugins.pick("aios_kernel_vectors", "vectors", config.vectors)
     return Managers(
         access=AccessManager(home / "access.db"),
-        audit=AuditLog(home / "audit.db"),
+        audit=AuditLog(home / "audit.db", Path(config.audit_seals).expanduser() if config.audit_seals else None),
         memory=MemoryManager(home, embedder, functools.partial(vectors, home)),
         storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(home),
         tools=ToolRegistry(plugins.tools(), default_timeout_s=config.tool_timeout_s),

@@ -13,7 +13,7 @@ import msgspec
 from aios_kernel import syscalls
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import Program
-from aios_kernel.syscalls import AuditRecords, Count, Files, Ok, Result, Right
+from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Ok, Result, Right
 
 if TYPE_CHECKING:
     from aios_kernel.kernel import Handler
@@ -48,6 +48,7 @@ class SpaceService:
             syscalls.AccessGrant: self._grant,
             syscalls.AccessRevoke: self._revoke,
             syscalls.AccessAudit: self._read_audit,
+            syscalls.AccessVerify: self._verify_audit,
         }
 
     def _space(self, program: Program, named: str | None, right: Right) -> str:
@@ -122,7 +123,12 @@ class SpaceService:
         return Ok()
 
     async def _read_audit(self, open_call: OpenCall, call: syscalls.AccessAudit) -> Result:
-        return AuditRecords(records=await self._audit.tail(open_call.program.principal, call.limit, call.agent))
+        principal = open_call.program.principal
+        return AuditRecords(records=await self._audit.tail(principal, call.limit, call.agent, call.before))
+
+    async def _verify_audit(self, open_call: OpenCall, call: syscalls.AccessVerify) -> Result:
+        del open_call, call
+        return AuditVerdict(**(await self._audit.verify())._asdict())
 
 
 def root_of(program: Program) -> str:

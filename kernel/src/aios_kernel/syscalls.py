@@ -509,6 +509,12 @@ class AccessAudit(_Message, frozen=True, tag="access.audit"):
 
     limit: int = 100
     agent: str | None = None
+    before: int | None = None
+    """Only records with smaller sequence numbers: the next page."""
+
+
+class AccessVerify(_Message, frozen=True, tag="access.verify"):
+    """Recompute the audit log's chain and compare it with its signed seals; gives `AuditVerdict`."""
 
 
 class AuditRecord(_Message, frozen=True, tag="access.record"):
@@ -531,6 +537,16 @@ class AuditRecords(_Message, frozen=True, tag="access.records"):
     """Audit records, newest first."""
 
     records: list[AuditRecord]
+
+
+class AuditVerdict(_Message, frozen=True, tag="access.verdict"):
+    """Whether the audit log is as it was written."""
+
+    ok: bool
+    records: int
+    bad_seq: int | None = None
+    """The first record at which it does not hold."""
+    why: str = ""
 
 
 # --- the kernel itself ----------------------------------------------------------------------------------------------
@@ -663,14 +679,14 @@ Syscall: TypeAlias = Union[
     MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete,
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
     AgentSpawn, AgentExit, AgentSend, AgentReceive, AgentWait, AgentPriority,
-    AccessGrant, AccessRevoke, AccessAudit,
+    AccessGrant, AccessRevoke, AccessAudit, AccessVerify,
     KernelInfo, KernelPs, KernelKill, KernelTrace, KernelPolicy, KernelShutdown,
 ]  # fmt: skip
 """Everything that can be asked."""
 
 Result: TypeAlias = Union[
     Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, FileInfo, FileData, Files, Mail,
-    ProgramInfo, AuditRecords, KernelStatus, Programs, Trace,
+    ProgramInfo, AuditRecords, AuditVerdict, KernelStatus, Programs, Trace,
 ]  # fmt: skip
 """Everything that can be answered."""
 

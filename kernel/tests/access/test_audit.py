@@ -41,7 +41,7 @@ async def test_the_tail_is_newest_first_and_complete(log: AuditLog) -> None:
     assert (newest.syscall, newest.resource, newest.outcome) == ("memory.add", "agent/alice/249", "ok")
     assert (newest.queued_s, newest.ran_s) == (0.001, 0.25)
     assert len({record.digest for record in records}) == 100
-    assert await log.verify() == (True, None)
+    assert (await log.verify()).ok
 
 
 async def test_a_principal_sees_its_own_records_only(log: AuditLog) -> None:
@@ -83,7 +83,7 @@ async def test_the_chain_goes_on_after_a_restart(tmp_path: Path) -> None:
         for n in range(5):
             audit.append(entry(n))
         if round_ == 2:
-            assert await audit.verify() == (True, None)
+            assert (await audit.verify()).ok
             assert [record.seq for record in await audit.tail("u")] == list(range(15, 0, -1))
         await audit.close()
     with pytest.raises(Cancelled):
@@ -99,7 +99,7 @@ async def test_hostile_values_are_recorded_and_verify(log: AuditLog) -> None:
     assert len(records) == 7
     assert records[5].agent == "a\0b"
     assert (records[1].queued_s, records[1].ran_s, records[1].time_s) == (0.0, 0.0, 3.0)
-    assert await log.verify() == (True, None)
+    assert (await log.verify()).ok
 
 
 def _tamper(name: str) -> Callable[[apsw.Connection, int], int | None]:
@@ -153,11 +153,13 @@ async def test_every_change_is_found(tmp_path: Path, name: str) -> None:
     audit = AuditLog(tmp_path / "audit.db")
     for n in range(40):
         audit.append(entry(n))
-    assert await audit.verify() == (True, None)
+    assert (await audit.verify()).ok
     db = apsw.Connection(str(tmp_path / "audit.db"))
     bad = _tamper(name)(db, random.Random(name).randrange(1, 39))
     db.close()
-    assert await audit.verify() == (False, bad)
+    verdict = await audit.verify()
+    assert (verdict.ok, verdict.bad_seq) == (False, bad)
+    assert verdict.why
     await audit.close()
 
 
@@ -175,7 +177,7 @@ async def test_a_full_disk_loses_no_record(log: AuditLog) -> None:
     records = await log.tail("u", 5000)
     assert len(records) == 2002
     assert records[0].resource == "agent/alice/9999"
-    assert await log.verify() == (True, None)
+    assert (await log.verify()).ok
 
 
 _WRITER = """
@@ -212,7 +214,7 @@ async def test_kill_9_loses_no_flushed_record_and_breaks_no_chain(tmp_path: Path
     for cycle in range(3):
         flushed = _run_and_kill(path, random.Random(cycle).uniform(0.05, 0.3))
         audit = AuditLog(path)
-        assert await audit.verify() == (True, None)
+        assert (await audit.verify()).ok
         newest = (await audit.tail("u", 1))[0].seq
         assert newest >= last + flushed
         last = newest

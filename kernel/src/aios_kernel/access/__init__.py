@@ -1,7 +1,9 @@
 """Who may read and write what, and the record of who did."""
 
-from aios_kernel.access.audit import AuditEntry, AuditLog
+from aios_kernel.access.audit import AuditLog
+from aios_kernel.access.chain import AuditEntry
 from aios_kernel.access.manager import AccessManager
 from aios_kernel.access.resource import Resource
+from aios_kernel.access.verify import Verdict
 
-__all__ = ["AccessManager", "AuditEntry", "AuditLog", "Resource"]
+__all__ = ["AccessManager", "AuditEntry", "AuditLog", "Resource", "Verdict"]

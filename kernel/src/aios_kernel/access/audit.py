@@ -1,28 +1,29 @@
 """The audit log: one record a syscall, each chained to the one before by SHA-256.
 
 A syscall never waits for the log: `append` queues, a writer thread commits what has gathered a few times a second. An
-edited, removed, inserted or reordered record breaks the chain, a cut tail disagrees with the head kept beside it. (Who
-can rewrite the whole file can forge the whole chain; that needs checkpoints signed elsewhere.)
+edited, removed, inserted or reordered record breaks the chain; a cut or lengthened one, and one made anew as a whole,
+disagrees with its signed end (`seals.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
-import math
+import time
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, final
 
 import apsw
-import msgspec
 
 from aios_kernel._batch import BatchThread
 from aios_kernel._database import Reader
 from aios_kernel._sqlite import connect, migrate, transaction, typed_error
+from aios_kernel.access.chain import START, AuditEntry, Link, lengthen
+from aios_kernel.access.seals import Sealer, unsealed
+from aios_kernel.access.verify import GAP, Verdict, verify
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import AuditRecord
 
@@ -44,33 +45,12 @@ CREATE INDEX audit_principal ON audit (principal, seq);
 CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, digest BLOB NOT NULL) STRICT;
 """
 _VERSION = 1
-_GENESIS: Final = hashlib.sha256(b"aios audit 1").digest()
 _LINGER_S = 0.2
 _MAX_WAITING = 200_000
-_MAX_TEXT = 1024
+_ATTEMPTS = 3
+"""To see the log and its seal at one moment, while it grows."""
 
 _log = logging.getLogger(__name__)
-
-
-class AuditEntry(NamedTuple):
-    """What one syscall was and how it ended, before it has its place in the chain."""
-
-    time_s: float
-    principal: str
-    agent: str
-    program: str
-    syscall: str
-    resource: str
-    outcome: str
-    queued_s: float
-    ran_s: float
-
-
-class Verdict(NamedTuple):
-    """Whether the chain holds, and the first sequence number at which it does not."""
-
-    ok: bool
-    bad_seq: int | None
 
 
 @final
@@ -79,17 +59,27 @@ class AuditLog:
 
     Records follow their syscalls within a second. While the disk refuses, they wait in memory (200,000 of them; more
     are counted, and the log gets a record `audit.lost` with their number).
+
+    Args:
+        path: the database; the private key lies beside it.
+        seals: folder of the signed seals; None: beside it too.
+
+    Raises:
+        AiosError: the database cannot be opened.
+        ConfigError: key or seals cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seals: Path | None = None) -> None:
         self._path = path
+        self._sealer = Sealer(path.with_suffix(".key"), seals or path.with_suffix(".seals"))
         self._db = connect(path, synchronous="NORMAL")
         migrate(self._db, path, _SCHEMA, _VERSION)
         head = self._db.execute("SELECT seq, digest FROM head").fetchone()
-        self._seq, self._digest = (int(head[0]), bytes(head[1])) if head else (0, _GENESIS)
+        self._end = Link(int(head[0]), bytes(head[1])) if head else START
         self._reader = Reader(path, name="audit")
         self._waiting: deque[AuditEntry] = deque()
         self._lost = 0
+        self._note_gap()
         self._thread: BatchThread[AuditEntry | Future[None]] = BatchThread(
             self._write, name="aios-audit-writer", linger_s=_LINGER_S, max_items=4096
         )
@@ -104,25 +94,38 @@ class AuditLog:
         self._thread.put(written, urgent=True)
         await asyncio.wrap_future(written)
 
-    async def tail(self, principal: str, limit: int = 100, agent: str | None = None) -> list[AuditRecord]:
-        """The newest records of a principal, newest first, of one agent if one is named."""
+    async def tail(
+        self, principal: str, limit: int = 100, agent: str | None = None, before: int | None = None
+    ) -> list[AuditRecord]:
+        """The newest records of a principal, newest first, of one agent and before a record if these are named."""
         await self.flush()
 
         def read(db: apsw.Connection) -> list[AuditRecord]:
             rows = db.execute(
                 "SELECT seq, time_s, principal, agent, program, syscall, resource, outcome, queued_s, ran_s, digest"
                 " FROM audit WHERE principal = :principal AND (:agent IS NULL OR agent = :agent)"
-                " ORDER BY seq DESC LIMIT :limit",
-                {"principal": principal, "agent": agent, "limit": max(0, limit)},
+                " AND (:before IS NULL OR seq < :before) ORDER BY seq DESC LIMIT :limit",
+                {"principal": principal, "agent": agent, "before": before, "limit": max(0, limit)},
             )
             return [_record(row) for row in rows]
 
         return await self._reader.run(read)
 
     async def verify(self) -> Verdict:
-        """Recompute the whole chain (about a million records a second), everything appended so far included."""
+        """Recompute the whole chain, everything appended so far included, and compare it with its seals."""
         await self.flush()
-        return await self._reader.run(_verify)
+        try:
+            for _ in range(_ATTEMPTS - 1):
+                if (verdict := await self._reader.run(self._verify)).ok:
+                    return verdict
+            return await self._reader.run(self._verify)
+        except ValueError as forged:
+            return Verdict(False, self._end.seq, None, str(forged))
+
+    def _verify(self, db: apsw.Connection) -> Verdict:
+        earlier = self._sealer.seals.head()
+        db.execute("SELECT seq FROM head").fetchone()  # from here on the transaction sees one state
+        return verify(db, (earlier, self._sealer.seals.head()), self._sealer.seals.lasting())
 
     async def close(self) -> None:
         """Write what is queued and close the database."""
@@ -130,6 +133,9 @@ class AuditLog:
 
     def _close(self) -> None:
         self._thread.close()
+        if self._end != START:
+            with contextlib.suppress(OSError):  # the newest seal holds already
+                self._sealer.settle(self._end, lasting=True)
         self._reader.close()
         self._db.close(True)
 
@@ -144,7 +150,7 @@ class AuditLog:
         error: AiosError | None = None
         try:
             self._commit()
-        except apsw.Error as cause:
+        except (apsw.Error, OSError) as cause:
             error = typed_error(cause, self._path)
         for item in batch:
             if isinstance(item, Future) and item.set_running_or_notify_cancel():
@@ -156,56 +162,28 @@ class AuditLog:
             entries.append(entries[-1]._replace(syscall="audit.lost", resource="", outcome=f"{self._lost} records"))
         if not entries:
             return
-        rows, seq, digest = _chain(entries, self._seq, self._digest)
+        rows, end = lengthen(entries, self._end)
+        self._sealer.intend(self._end, end)
         with transaction(self._db):
             self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", (seq, digest))
-        self._seq, self._digest = seq, digest
+            self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", end)
+        self._end = end
         self._waiting.clear()
         self._lost = 0
+        self._sealer.settle(end)
 
-
-def _clean(entry: AuditEntry) -> list[float | str]:
-    """The values as SQLite will give them back: finite floats, valid and bounded text."""
-    return [_number(value) if isinstance(value, (int, float)) else _text(str(value)) for value in entry]
-
-
-def _number(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0
-
-
-def _text(value: str) -> str:
-    return value[:_MAX_TEXT].encode(errors="backslashreplace").decode()
-
-
-def _next_digest(digest: bytes, seq: int, entry: Iterable[Any]) -> bytes:
-    return hashlib.sha256(digest + msgspec.msgpack.encode((seq, *entry))).digest()
-
-
-def _chain(entries: list[AuditEntry], seq: int, digest: bytes) -> tuple[list[tuple[Any, ...]], int, bytes]:
-    rows: list[tuple[Any, ...]] = []
-    for entry in entries:
-        seq += 1
-        values = _clean(entry)
-        digest = _next_digest(digest, seq, values)
-        rows.append((seq, *values, digest))
-    return rows, seq, digest
+    def _note_gap(self) -> None:
+        """Have the log tell where it does not end as it was sealed: a power loss, or somebody who has changed it."""
+        try:
+            wrong = unsealed(self._end, self._sealer.seals.head())
+        except ValueError as forged:
+            wrong = str(forged)
+        if wrong:
+            _log.error("%s: %s", self._path, wrong)
+            self._waiting.append(AuditEntry(time.time(), "", "", "", GAP, "", wrong, 0.0, 0.0))
 
 
 def _record(row: tuple[Any, ...]) -> AuditRecord:
     seq, *fields, digest = row
     entry = AuditEntry(*fields)
     return AuditRecord(seq=seq, digest=bytes(digest).hex(), **entry._asdict())
-
-
-def _verify(db: apsw.Connection) -> Verdict:
-    seq, digest = 0, _GENESIS
-    for row in db.execute("SELECT * FROM audit ORDER BY seq"):
-        seq += 1
-        digest = _next_digest(digest, seq, row[1:-1])
-        if row[0] != seq or row[-1] != digest:
-            return Verdict(False, seq)
-    head_seq, head_digest = db.execute("SELECT seq, digest FROM head").fetchone() or (0, _GENESIS)
-    if head_seq != seq:
-        return Verdict(False, min(seq, head_seq) + 1)
-    return Verdict(True, None) if head_digest == digest else Verdict(False, seq)
