@@ -68,9 +68,10 @@ def _walk(db: apsw.Connection, sealed: dict[int, bytes]) -> tuple[Link, tuple[in
 
 
 def _ending(db: apsw.Connection, end: Link, heads: list[Seal | None]) -> tuple[int, str] | None:
-    noted = db.execute("SELECT seq, digest FROM head").fetchone() or START
-    if Link(*noted) != end:
-        return min(noted[0], end.seq) + 1, f"the log's own head names record {noted[0]}, but it ends at {end.seq}"
+    row = db.execute("SELECT seq, digest FROM head").fetchone()
+    noted = Link(int(row[0]), bytes(row[1])) if row else START
+    if noted != end:
+        return min(noted.seq, end.seq) + 1, f"the log's own head names record {noted.seq}, but it ends at {end.seq}"
     wrong = [unsealed(end, head) for head in heads]
     if not all(wrong):
         return None
