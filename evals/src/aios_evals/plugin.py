@@ -306,7 +306,7 @@ def moe(
     routing: Annotated[list[str] | None, typer.Option(help="uniform, topics, trained; again for several.")] = None,
     gb_per_s: Annotated[
         float, typer.Option(help="Of the simulated device that experts are read from; 0: the files, pages forgotten.")
-    ] = 3.0,
+    ] = 1.0,
 ) -> None:
     """A mixture of experts with a quarter to all of them in memory: read ahead, or on demand; what is possible."""
     from aios_evals import report

@@ -596,6 +596,8 @@ class ExpertStatus(_Message, frozen=True):
     prefetched: int
     bytes_read: int
     failed_reads: int
+    waited_s: float
+    """Seconds in which the engine could do nothing but wait for an expert."""
     predictor_hit_rate: float
     """Share of the experts used that the predictor had named."""
     int8_experts: int = 0

@@ -20,6 +20,7 @@ def feed(history: RouterHistory, passes: int, tokens: int, follow: float, seed: 
         chosen = np.stack([chooser.choice(EXPERTS, K, replace=False) for _ in range(tokens)])
         for layer in range(LAYERS):
             history.observe(layer, chosen)
+            history.predict()
             following = steps[layer][chosen]
             for row in range(tokens):
                 if chooser.random() > follow:
@@ -50,6 +51,8 @@ def test_wishes_name_the_likeliest_of_the_next_layer() -> None:
         for layer in range(LAYERS):
             history.observe(layer, np.array([[layer, layer + 4]]))
     history.observe(0, np.array([[0, 4]]))
+    assert history.wishes(NONE) == []
+    history.predict()
     assert sorted(history.wishes(NONE)) == [EXPERTS + 1, EXPERTS + 5]
     held = NONE.copy()
     held[EXPERTS + 1] = True
@@ -84,6 +87,7 @@ def test_old_counts_fade() -> None:
             history.observe(0, np.full((64, 1), 0))
             history.observe(1, np.full((64, 1), chosen))
     history.observe(0, np.array([[0]]))
+    history.predict()
     assert history.wishes(NONE) == [4 + 1]
 
 
@@ -93,3 +97,21 @@ def test_the_least_used() -> None:
     history.observe(1, np.array([[3, 2], [3, 2]]))
     assert history.least_used(0.5) == [1, 3, 4, 5]
     assert history.least_used(0.0) == []
+
+
+@pytest.mark.parametrize(("trusted", "least", "most"), [(0.9, 0.7, 1.0), (0.0, 0.05, 0.25)])
+def test_what_the_next_router_names_counts_as_far_as_it_was_right(trusted: float, least: float, most: float) -> None:
+    """Nothing else tells which experts come next: they are drawn."""
+    chooser = np.random.default_rng(0)
+    history = RouterHistory(LAYERS, EXPERTS)
+    chosen = np.stack([chooser.choice(EXPERTS, K, replace=False)])
+    for passes in range(400):
+        if passes == 200:
+            history.right = history.guessed = 0
+        for layer in range(LAYERS):
+            following = np.stack([chooser.choice(EXPERTS, K, replace=False)])
+            named = following if chooser.random() < trusted else chooser.choice(EXPERTS, (1, K), replace=False)
+            history.observe(layer, chosen)
+            history.predict(lambda named=named: named)
+            chosen = following
+    assert least < history.hit_rate < most

@@ -3,9 +3,9 @@
 `uniform`: router and tokens are random: every expert is used equally often, and nothing tells which is next.
 
 `topics`: every token of the vocabulary belongs to one of 16 topics, whose direction is in its embedding, and in every
-layer each topic has its own few experts, towards which the router's weights lean. A text keeps to a topic for 20 tokens
-on average and draws its tokens by Zipf's law. So the same experts come again from token to token, some are used more
-than others, and a token's experts in one layer tell something of those in the next. How strongly is measured, not
+layer each topic has its own few experts, towards which the router's weights lean. A text keeps to a topic for ten
+tokens on average and draws its tokens by Zipf's law. So the same experts come again from token to token, some are used
+more than others, and a token's experts in one layer tell something of those in the next. How strongly is measured, not
 assumed: the bench prints `repeated`, the share of a layer's experts that it used in the pass before too, and
 `top_fifth`, the share of all uses that falls on the fifth of the experts used most. Since the weights are random and
 small beside the embeddings, a layer changes its input little: the next router asked too early is right more often here
@@ -25,7 +25,7 @@ from aios_evals.moe_bench.trained import Size, build, source_text, train
 
 ROUTINGS = ("uniform", "topics", "trained")
 _TOPICS = 16
-_STAY = 0.95
+_STAY = 0.9
 """Likelihood that the next token is of the same topic."""
 _SEED = 20_261_127
 SIZES = {
@@ -58,14 +58,14 @@ def _steer(model: Any, routing: str, size: Size, source: Any) -> None:
     topics = torch.randn(_TOPICS, size.hidden, generator=source)
     own = torch.randn(size.vocab, size.hidden, generator=source)
     if routing == "topics":
-        own = 0.7 * own + topics[torch.arange(size.vocab) % _TOPICS]
+        own = 2.0 * own + topics[torch.arange(size.vocab) % _TOPICS]
     model.model.embed_tokens.weight.copy_(own)
     for layer in model.model.layers:
         weight = torch.randn(size.experts, size.hidden, generator=source)
         if routing == "topics":
             for topic in topics:
                 few = torch.randperm(size.experts, generator=source)[: size.chosen + 2]
-                weight[few] += 0.6 * topic
+                weight[few] += 0.15 * topic
         layer.mlp.gate.weight.copy_(weight / size.hidden**0.5)
 
 

@@ -48,7 +48,7 @@ class Plan:
     tokens: int = 24
     rounds: int = 5
     learn: int = 192
-    bytes_per_s: float = 3e9
+    bytes_per_s: float = 1e9
     int8: float = 0.5
 
 
@@ -74,6 +74,8 @@ class _Runner:
     mixture: CachedMixture | None
     contexts: list[Any] = field(default_factory=list[Any])
     seconds: list[float] = field(default_factory=list[float])
+    cpu_seconds: list[float] = field(default_factory=list[float])
+    """Of the engine's thread."""
     argmax: list[int | None] = field(default_factory=list[int | None])
     asked: list[list[int]] = field(default_factory=list[list[int]])
     resident: list[int] = field(default_factory=list[int])
@@ -84,10 +86,13 @@ def run(plan: Plan) -> list[dict[str, Any]]:
     """Rows of every routing, batch, share in memory and mode."""
     import torch
 
+    from aios_kernel.engine._progress import progress_bars
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [row for routing in plan.routings for row in _routing(_Run(plan, routing))]
+        with progress_bars():
+            return [row for routing in plan.routings for row in _routing(_Run(plan, routing))]
     finally:
         torch.set_num_threads(threads)
 
@@ -206,18 +211,19 @@ class _Recording:
     def __init__(self, mixture: CachedMixture, asked: list[list[int]]) -> None:
         self._mixture, self._asked = mixture, asked
 
-    def use(self, layer: int, chosen: Any, named: Any) -> Any:
+    def use(self, layer: int, chosen: Any, names: Any) -> Any:
         """See `experts.module.Source`."""
         base = layer * self._mixture.shape.expert.count
         self._asked.append([base + expert for expert in sorted({*chosen.reshape(-1).tolist()})])
-        return self._mixture.use(layer, chosen, named)
+        return self._mixture.use(layer, chosen, names)
 
 
 def _round(plan: Plan, runner: _Runner) -> None:
     step = [(context, 1) for context in runner.contexts]
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.thread_time()
     outputs = [runner.engine.step(step) for _ in range(plan.tokens)]
     runner.seconds.append(time.perf_counter() - began)
+    runner.cpu_seconds.append(time.thread_time() - began_cpu)
     runner.argmax += [output.argmax for each in outputs for output in each]
 
 
@@ -229,6 +235,7 @@ def _figures(mixture: CachedMixture) -> dict[str, float]:
         "misses": counts.misses,
         "prefetched": counts.prefetched,
         "bytes_read": counts.bytes_read,
+        "waited_s": counts.waited_s,
         "right": history.right,
         "guessed": history.guessed,
         "by_chance": history.by_chance,
@@ -249,6 +256,7 @@ def _row(run: _Run, batch: int, runner: _Runner, others: dict[tuple[str, float],
     }
     if ("on_demand", runner.share) in others and runner.mode != "on_demand":
         row["ratio_to_on_demand"] = round(speed / _speed(plan, batch, others["on_demand", runner.share]), 3)
+    row["cpu_ms_per_step"] = round(statistics.median(runner.cpu_seconds) / plan.tokens * 1e3, 2)
     row["same_choices"] = _same(runner.argmax, others["predict", 1.0].argmax)
     if runner.mixture is not None:
         row |= _of_cache(run, batch, runner, whole)
@@ -262,6 +270,7 @@ def _of_cache(run: _Run, batch: int, runner: _Runner, whole: float) -> dict[str,
     did = {key: value - runner.before[key] for key, value in _figures(mixture).items()}
     asked, steps = max(1, did["hits"] + did["late"] + did["misses"]), plan.tokens * plan.rounds
     row: dict[str, Any] = {
+        "waited_ms_per_step": round(did["waited_s"] / steps * 1e3, 2),
         "found": round(did["hits"] / asked, 3),
         "on_the_way": round(did["late"] / asked, 3),
         "read_mb_per_token": round(did["bytes_read"] / steps / batch / 1e6, 2),

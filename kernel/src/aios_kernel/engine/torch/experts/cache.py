@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Generic, TypeVar
@@ -85,16 +86,17 @@ class ExpertCache(Generic[S]):
         Raises:
             EngineError: an expert could not be read; the cache is whole, and the next call tries again.
         """
-        left = self._want(numbers, ahead)
+        ready, left = self._want(numbers, ahead)
         try:
-            while left:
-                number, slot = self._next(left)
+            while ready or left:
+                number, slot = ready.pop() if ready else self._next(left)
                 left.discard(number)
                 try:
                     yield number, slot
                 finally:
                     self._memory.release(slot)
-                self._done(number)
+                if left:
+                    self._done(number)
         finally:
             self._forget()
 
@@ -116,35 +118,40 @@ class ExpertCache(Generic[S]):
 
     # --- the engine's thread ----------------------------------------------------------------------------------------
 
-    def _want(self, numbers: Sequence[int], ahead: Sequence[int]) -> set[int]:
+    def _want(self, numbers: Sequence[int], ahead: Sequence[int]) -> tuple[list[tuple[int, S]], set[int]]:
+        """Take what is there and ask for the rest; both are given."""
         with self._lock:
-            left = set(numbers)
-            absent = [number for number in dict.fromkeys(numbers) if not self._resident[number]]
+            if self._closed:
+                raise EngineError("the engine was closed")
+            wanted = list(dict.fromkeys(numbers))
+            absent = [number for number in wanted if number not in self._slots]
+            ready = [(number, self._slots[number]) for number in wanted if number in self._slots]
             late = sum(self._loading.get(number, False) for number in absent)
-            self.counts.hits += len(left) - len(absent)
+            self.counts.hits += len(ready)
             self.counts.late += late
             self.counts.misses += len(absent) - late
-            self._in_use[list(left)] = self._resident[list(left)]
-            self._wanted = set(left)
+            self._in_use[[number for number, _ in ready]] = True
+            self._wanted = set(wanted)
             self._demanded = deque(number for number in absent if number not in self._loading)
             self._wishes = deque(ahead)
             if self._demanded or self._wishes:
                 self._start()
                 self._lock.notify_all()
-            return left
+            return ready, set(absent)
 
     def _next(self, left: set[int]) -> tuple[int, S]:
         with self._lock:
             while True:
                 if self._closed:
                     raise EngineError("the engine was closed")
-                ready = next((number for number in left if self._resident[number]), None)
+                ready = next((number for number in left if number in self._slots), None)
                 if ready is not None:
-                    self._in_use[ready] = True
                     return ready, self._slots[ready]
                 for number in left & self._errors.keys():
                     raise _unreadable(number, self._errors[number]) from self._errors[number]
+                began = time.perf_counter()
                 self._lock.wait()
+                self.counts.waited_s += time.perf_counter() - began
 
     def _done(self, number: int) -> None:
         with self._lock:
@@ -159,7 +166,8 @@ class ExpertCache(Generic[S]):
             self._errors.clear()
             self._wanted.clear()
             self._in_use[:] = False
-            self._lock.notify_all()
+            if self._wishes:
+                self._lock.notify_all()
 
     # --- the readers ------------------------------------------------------------------------------------------------
 

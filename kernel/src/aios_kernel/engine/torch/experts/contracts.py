@@ -56,6 +56,8 @@ class CacheCounts:
     prefetched: int = 0
     bytes_read: int = 0
     failed: int = 0
+    waited_s: float = 0.0
+    """Seconds in which a layer could do nothing but wait for an expert."""
 
     @property
     def hit_rate(self) -> float:

@@ -53,8 +53,8 @@ class Slot:
         """Free the memory."""
         self.__dict__.clear()
 
-    def apply(self, rows: Tensor, gate: Gate) -> Tensor:
-        """The expert's output, [rows, hidden] to [rows, hidden]."""
+    def apply(self, rows: Tensor, gate: Gate, out: Tensor) -> None:
+        """Compute the expert's output of rows, [rows, hidden], into `out` of the same shape."""
         raise NotImplementedError
 
     def fill(self, stored: Tensor) -> None:
@@ -78,11 +78,11 @@ class FullSlot(Slot):
         self._numbers = torch.empty(shape.numbers, dtype=dtype, device=device)
         self.memory = self._numbers.view(torch.uint8)
         gate_up, down = self._numbers.split([2 * shape.hidden * shape.width, shape.hidden * shape.width])
-        self._gate_up, self._down = gate_up.view(shape.part("gate_up")), down.view(shape.part("down"))
+        self._gate_up, self._down_turned = gate_up.view(shape.part("gate_up")), down.view(shape.part("down")).t()
 
-    def apply(self, rows: Tensor, gate: Gate) -> Tensor:
+    def apply(self, rows: Tensor, gate: Gate, out: Tensor) -> None:
         """See `Slot`."""
-        return F.linear(gate(F.linear(rows, self._gate_up)), self._down)
+        torch.mm(gate(F.linear(rows, self._gate_up)), self._down_turned, out=out)
 
     def fill(self, stored: Tensor) -> None:
         """See `Slot`."""
@@ -106,10 +106,10 @@ class Int8Slot(Slot):
         gate_up, down = weights.split([half * shape.hidden, shape.hidden * shape.width])
         self._gate_up, self._down = gate_up.view(shape.part("gate_up")), down.view(shape.part("down"))
 
-    def apply(self, rows: Tensor, gate: Gate) -> Tensor:
+    def apply(self, rows: Tensor, gate: Gate, out: Tensor) -> None:
         """See `Slot`."""
         first = F.linear(rows, self._gate_up.to(self._dtype)) * self._scales[0].to(self._dtype)
-        return F.linear(gate(first), self._down.to(self._dtype)) * self._scales[1].to(self._dtype)
+        torch.mul(F.linear(gate(first), self._down.to(self._dtype)), self._scales[1].to(self._dtype), out=out)
 
     def fill(self, stored: Tensor) -> None:
         """See `Slot`."""

@@ -9,6 +9,8 @@ distances) and reads ahead (what is nearest first).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,8 @@ _TRUST, _RECENT = 0.75, 0.5
 Bayes would have 1), and how much it counts that an expert was used more of late than in general."""
 _PAYS = 0.5
 """Share of what is read ahead that must turn out to be used."""
-_STEP = 0.01
+_STEP, _LEAST = 0.05, (-3.0, 12.0)
+"""How far one expert that was read ahead moves the limit, and within what."""
 
 
 class RouterHistory:
@@ -59,9 +62,9 @@ class RouterHistory:
         self._predicted: tuple[int, Floats] | None = None
         self._tried: dict[int, set[int]] = {}
         """By layer: experts that were asked to be read ahead for its next turn."""
-        self._least = 0.3
-        """Likelihood below which nothing is read ahead; moves so that `_PAYS` holds."""
-        self._distances = np.full(layers * experts, float(layers))
+        self._least = -1.0
+        """Logarithm of the odds below which nothing is read ahead; moves so that `_PAYS` holds."""
+        self._distances: Floats | None = None
         self.right = 0
         """Experts used that were among as many predicted likeliest..."""
         self.guessed = 0
@@ -76,48 +79,61 @@ class RouterHistory:
 
     def distances(self) -> Floats:
         """See `contracts.Ranking`; by number, `layer * experts + expert`."""
-        return self._distances
+        found = self._distances
+        if found is None:
+            found = self._distances = self._recency() if self.mode == "recency" else self._rank()
+        return found
 
-    def observe(self, layer: int, chosen: Ints, named: Ints | None = None) -> None:
-        """Learn what a layer's router chose for the tokens of a pass, and rank all experts by it.
+    def observe(self, layer: int, chosen: Ints) -> None:
+        """Learn what a layer's router chose for the tokens of a pass.
 
         Args:
             layer: place among those with experts; they are observed in their order, pass after pass.
             chosen: experts of each token, [tokens, k].
-            named: experts that the next layer's router names for them already, [tokens, k].
         """
-        used = np.unique(chosen)
+        sample = chosen[:: -(-len(chosen) // _SAMPLE)]
+        uses = np.bincount(chosen.reshape(-1), minlength=self.experts)
+        used = uses.nonzero()[0]
         self._clock += 1
         self._last_use[layer, used] = self._clock
-        if self.mode == "recency":
-            self._distances = (self._clock - self._last_use).reshape(-1)
+        if self.mode == "predict":
+            self._judge(layer, used)
+            self._count(layer, sample)
+            self._foresight.learn(layer, sample)
+            for shares, weight in ((self._slow, _SLOW), (self._fast, _FAST)):
+                shares[layer] *= 1 - weight
+                shares[layer, used] += weight
+        self._before, self._predicted, self._distances = (layer, sample), None, None
+
+    def predict(self, names: Callable[[], Ints] | None = None) -> None:
+        """Work out what the layer behind the one that was observed last will use.
+
+        Args:
+            names: gives what its router names already for the tokens that were observed, [tokens, k].
+        """
+        if self.mode == "recency" or self._before is None:
             return
-        self._judge(layer, used)
-        apart = -(-len(chosen) // _SAMPLE)
-        sample = chosen[::apart]
-        self._count(layer, sample)
-        self._foresight.learn(layer, sample)
-        for shares, weight in ((self._slow, _SLOW), (self._fast, _FAST)):
-            shares[layer] *= 1 - weight
-            shares[layer, used] += weight
+        layer, sample = self._before
         following = (layer + 1) % self.layers
-        if named is not None:
-            self._foresight.name(following, named[::apart])
-        self._predicted = following, self._likelihoods(layer, sample)
-        self._rank(layer)
+        if names is not None:
+            named = names()
+            self._foresight.name(following, named[:: -(-len(named) // _SAMPLE)])
+        self._predicted, self._distances = (following, self._likelihoods(layer, sample)), None
 
     def wishes(self, resident: NDArray[np.bool_]) -> list[int]:
-        """Numbers of experts worth reading ahead now that a layer was observed, the likeliest first.
+        """Numbers of experts worth reading ahead by what was predicted, the likeliest first.
 
         Args:
             resident: by number, what is in memory already.
         """
-        if self.mode == "recency" or self._predicted is None:
+        if self._predicted is None:
             return []
         following, likely = self._predicted
         first = following * self.experts
-        open_to = np.where(resident[first : first + self.experts], 0.0, likely)
-        chosen = [int(expert) for expert in np.argsort(-open_to) if open_to[expert] >= self._least]
+        odds = np.log(likely / (1 - likely))
+        odds[resident[first : first + self.experts]] = -np.inf
+        chosen = (odds >= self._least).nonzero()[0]
+        chosen = chosen[np.argsort(-odds[chosen])].tolist()
         self._tried[following] = set(chosen)
         return [first + expert for expert in chosen]
 
@@ -130,19 +146,21 @@ class RouterHistory:
     def _judge(self, layer: int, used: Ints) -> None:
         """Compare what a layer used with what was predicted for it."""
         if self._predicted is not None and self._predicted[0] == layer and len(used) < self.experts:
-            likeliest = np.argsort(-self._predicted[1], kind="stable")[: len(used)]
+            likeliest = np.argpartition(-self._predicted[1], len(used) - 1)[: len(used)]
             self.right += len({*likeliest.tolist()} & {*used.tolist()})
             self.guessed += len(used)
             self.by_chance += len(used) ** 2 / self.experts
-        tried = self._tried.pop(layer, set[int]())
+        tried = self._tried.pop(layer, None)
+        if not tried:
+            return
         paid = len(tried.intersection(used.tolist()))
         step = _STEP * (len(tried) - paid) * _PAYS / (1 - _PAYS) - _STEP * paid
-        self._least = float(np.clip(self._least + step, 0.05, 0.95))
+        self._least = float(np.clip(self._least + step, *_LEAST))
 
     def _count(self, layer: int, sample: Ints) -> None:
         self._uses[layer] += np.bincount(sample.reshape(-1), minlength=self.experts)
         self._seen[layer] += len(sample)
-        before, self._before = self._before, (layer, sample)
+        before = self._before
         if before is not None and (before[0] + 1) % self.layers == layer and len(before[1]) == len(sample):
             np.add.at(self._pairs[before[0]], (before[1][:, :, None], sample[:, None, :]), 1.0)
         if self._seen[layer] > _WINDOW:
@@ -161,17 +179,19 @@ class RouterHistory:
         evidence = _TRUST * np.log(likely / share).sum(axis=1) + _RECENT * np.log(lately)
         evidence = evidence + self._foresight.evidence(following)
         odds = share / (1 - share) * np.exp(evidence)
-        return 1 - np.prod(1 / (1 + odds), axis=0)
+        return np.clip(1 - np.prod(1 / (1 + odds), axis=0), 1e-6, 1 - 1e-6)
 
-    def _rank(self, layer: int) -> None:
+    def _rank(self) -> Floats:
         """Layers until each expert's next use, if each pass uses it with its likelihood."""
-        share = np.clip((self._slow + self._fast) / 2, 1e-3, 1.0)
-        ahead = (np.arange(self.layers) - layer - 1) % self.layers + 1.0
-        distances = ahead[:, None] + self.layers * (1 - share) / share
-        if self._predicted is not None:
-            following, likely = self._predicted
-            likely = np.clip(likely, 1e-3, 1.0)
+        layer = -1 if self._before is None else self._before[0]
+        rarity = self.layers * (2 / np.maximum(self._slow + self._fast, 2e-3) - 1)
+        distances = rarity + ((np.arange(self.layers) - layer - 1) % self.layers + 1.0)[:, None]
+        predicted = self._predicted
+        if predicted is not None:
+            following, likely = predicted
             # Used in the next layer, or else as often as usual from then on.
-            later = 1 + self.layers / share[following]
-            distances[following] = likely + (1 - likely) * later
-        self._distances = distances.reshape(-1)
+            distances[following] = likely + (1 - likely) * (1 + self.layers + rarity[following])
+        return distances.reshape(-1)
+
+    def _recency(self) -> Floats:
+        return (self._clock - self._last_use).reshape(-1)

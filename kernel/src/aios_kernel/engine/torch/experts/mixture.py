@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,15 +110,18 @@ class CachedMixture:
         self.cache: ExpertCache[Slot] = ExpertCache(shape.count, budget, slots, self.history)
 
     def use(
-        self, layer: int, chosen: NDArray[np.int64], named: NDArray[np.int64] | None = None
+        self, layer: int, chosen: NDArray[np.int64], names: Callable[[], NDArray[np.int64]] | None = None
     ) -> Generator[tuple[int, Slot]]:
         """See `module.Source`."""
-        count = self.shape.expert.count
-        self.history.observe(layer, chosen, named)
-        needed = (layer * count + np.unique(chosen)).tolist()
-        with contextlib.closing(self.cache.each(needed, self.history.wishes(self.cache.resident))) as experts:
+        count, resident = self.shape.expert.count, self.cache.resident
+        first, following = layer * count, (layer + 1) % self.shape.layers * count
+        self.history.observe(layer, chosen)
+        needed = sorted({*(first + chosen).reshape(-1).tolist()})
+        if not resident[needed].all() or not resident[following : following + count].all():
+            self.history.predict(names)
+        with contextlib.closing(self.cache.each(needed, self.history.wishes(resident))) as experts:
             for number, slot in experts:
-                yield number - layer * count, slot
+                yield number - first, slot
 
     @property
     def unused_bytes(self) -> int:
@@ -141,6 +144,7 @@ class CachedMixture:
             prefetched=counts.prefetched,
             bytes_read=counts.bytes_read,
             failed_reads=counts.failed,
+            waited_s=counts.waited_s,
             predictor_hit_rate=self.history.hit_rate,
             int8_experts=0 if cold is None else len(cold),
             int8_logit_difference=0.0 if loss is None else loss.logit_difference,

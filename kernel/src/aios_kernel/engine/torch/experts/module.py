@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +21,11 @@ class Source(Protocol):
     """Gives the experts that a layer needs, see `CachedMixture`."""
 
     def use(
-        self, layer: int, chosen: NDArray[np.int64], named: NDArray[np.int64] | None
+        self, layer: int, chosen: NDArray[np.int64], names: Callable[[], NDArray[np.int64]] | None
     ) -> Generator[tuple[int, Slot]]:
         """The experts that a layer's router chose, [tokens, k], each once, in any order.
 
-        `named` are those that the next layer's router would choose for the same input.
+        `names` gives those that the next layer's router would choose for the same input.
         """
         ...
 
@@ -75,26 +76,29 @@ class CachedExperts(nn.Module):
             return opaque_experts(hidden_states, top_k_index, top_k_weights, self.number)
         return self.compute(hidden_states, top_k_index, top_k_weights)
 
+    @torch.no_grad()
     def compute(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """See `forward`."""
         chosen = top_k_index.cpu().numpy()
         tokens, k = chosen.shape
-        places = _places(chosen)
-        outputs = hidden_states.new_empty(tokens * k, hidden_states.shape[1])
+        order, spans = _sorted(chosen)
+        rows = hidden_states[_on(order // k, hidden_states)] if tokens > 1 else hidden_states.expand(k, -1)
+        outputs = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        names = None if self.next_router is None else lambda: self._named(hidden_states, k)
         # An exception would keep the generator alive, and with it what it holds, as long as its traceback.
-        with contextlib.closing(self.source.use(self.layer, chosen, self._named(hidden_states, k))) as experts:
+        with contextlib.closing(self.source.use(self.layer, chosen, names)) as experts:
             for expert, slot in experts:
-                at = torch.from_numpy(places[expert]).to(hidden_states.device)
-                outputs[at] = slot.apply(hidden_states[at // k], self._gate)
-        weighted = outputs.view(tokens, k, -1) * top_k_weights[:, :, None]
+                low, high = spans[expert]
+                slot.apply(rows[low:high], self._gate, outputs[low:high])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        weighted = outputs[_on(back, outputs)].view(tokens, k, -1) * top_k_weights[:, :, None]
         return weighted.sum(dim=1).to(hidden_states.dtype)
 
-    def _named(self, hidden_states: Tensor, k: int) -> NDArray[np.int64] | None:
-        """What the next layer's router would choose now."""
-        if self.next_router is None:
-            return None
-        scores = F.linear(hidden_states, self.next_router[0])
-        return scores.topk(k, dim=-1).indices.cpu().numpy()
+    def _named(self, hidden_states: Tensor, k: int) -> NDArray[np.int64]:
+        """What the next layer's router would choose now, [tokens, k]."""
+        assert self.next_router is not None
+        return F.linear(hidden_states, self.next_router[0]).topk(k, dim=-1).indices.cpu().numpy()
 
 
 _connected: weakref.WeakValueDictionary[int, CachedExperts] = weakref.WeakValueDictionary()
@@ -112,12 +116,17 @@ def _shape_of_experts(hidden_states: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(hidden_states)
 
 
-def _places(chosen: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    """By expert, where it was chosen: `token * k + choice`, rising."""
+def _sorted(chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:
+    """Places `token * k + choice` in the order of their experts, and where among them those of each expert are."""
     flat = chosen.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    experts, starts = np.unique(flat[order], return_index=True)
-    return dict(zip(experts.tolist(), np.split(order, starts[1:]), strict=True))
+    order = flat.argsort(kind="stable")
+    experts = flat[order]
+    starts = [0, *(np.flatnonzero(experts[1:] != experts[:-1]) + 1).tolist(), len(flat)]
+    return order, {int(experts[low]): (low, high) for low, high in itertools.pairwise(starts)}
+
+
+def _on(places: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(places).to(like.device)
 
 
 def experts_in(model: nn.Module) -> Sequence[CachedExperts]:
