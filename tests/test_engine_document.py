@@ -1,4 +1,4 @@
-"""docs/engine.md names tests and benches that exist."""
+"""docs/engine.md and docs/experts.md name tests and benches that exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from aios_evals.plugin import bench
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "docs" / "engine.md").read_text()
+TEXT = "".join((ROOT / "docs" / name).read_text() for name in ("engine.md", "experts.md"))
 TESTS = sorted(set(re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", TEXT)))
 BENCHES = sorted(set(re.findall(r"`aios bench (\w+)`", TEXT)))
 

@@ -14,6 +14,7 @@ from aios_kernel.client import Client, connect
 from aios_kernel.errors import ProtocolError
 from aios_kernel.syscalls import (
     Count,
+    ExpertStatus,
     KernelInfo,
     KernelKill,
     KernelPs,
@@ -63,11 +64,28 @@ def ps(
         f"kernel {status.pid}  model {status.model}  policy {status.policy}  up {status.uptime_s:.0f} s  "
         f"KV {status.kv_tokens - status.kv_free_tokens:,}/{status.kv_tokens:,} tokens"
     )
+    if status.experts is not None:
+        typer.echo(_experts(status.experts))
     columns = (
         "PROGRAM", "AGENT", "FRAMEWORK", "STATE", "LLM", "TOOL", "MEM", "PROMPT", "CACHED", "NEW", "QUEUED s", "RAN s",
         "SERVED", "IN POOL", "SWAPPED",
     )  # fmt: skip
     show_table("", columns, [_row(program) for program in programs])
+
+
+def _experts(experts: ExpertStatus) -> str:
+    """One line on a mixture's expert cache."""
+    asked = max(1, experts.hits + experts.late + experts.misses)
+    cold = (
+        f"  int8 {experts.int8_experts} (a logit differs by up to {experts.int8_logit_difference:.3g})"
+        if experts.int8_experts
+        else ""
+    )
+    return (
+        f"experts {experts.resident:,}/{experts.experts:,} in {experts.used_bytes / 1e9:.2f} of "
+        f"{experts.cache_bytes / 1e9:.2f} GB  found {experts.hits / asked:.0%}  "
+        f"predicted {experts.predictor_hit_rate:.0%}{cold}"
+    )
 
 
 def _row(program: ProgramInfo) -> tuple[object, ...]:

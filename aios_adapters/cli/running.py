@@ -37,6 +37,12 @@ def serve(  # noqa: PLR0913 - a command's options
     ] = None,
     policy: Policy = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
+    expert_cache: Annotated[
+        float | None, typer.Option(help="Memory for a mixture's experts: a share of them (0.5), or bytes.")
+    ] = None,
+    expert_int8: Annotated[
+        float | None, typer.Option(help="Share of each layer's experts, the least used, that are served in int8.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model openai:NAME.")] = None,
@@ -49,6 +55,7 @@ def serve(  # noqa: PLR0913 - a command's options
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
+        "expert_cache": expert_cache, "expert_int8": expert_int8,
         "compile": compile, "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
     config = _with_front(load(flags))

@@ -321,6 +321,28 @@ def adapters(
 
 
 @bench.command()
+def moe(
+    json: Json = False,
+    full: Full = False,
+    routing: Annotated[list[str] | None, typer.Option(help="uniform, topics, trained; again for several.")] = None,
+    gb_per_s: Annotated[
+        float, typer.Option(help="Of the simulated device that experts are read from; 0: the files, pages forgotten.")
+    ] = 1.0,
+) -> None:
+    """A mixture of experts with a quarter to all of them in memory: read ahead, or on demand; what is possible."""
+    from aios_evals import report
+    from aios_evals.moe_bench.models import ROUTINGS
+    from aios_evals.moe_bench.run import Plan, run
+
+    rounds, tokens = (12, 64) if full else (5, 24)
+    plan = Plan(routings=_known(routing, ROUTINGS), rounds=rounds, tokens=tokens, bytes_per_s=gb_per_s * 1e9)
+    source = (
+        f"a simulated device of {gb_per_s:g} GB/s" if gb_per_s else "their files, the page cache told to forget them"
+    )
+    report.emit("moe", run(plan), json=json, notes=[f"experts are read from {source}"])
+
+
+@bench.command()
 def policies(json: Json = False, full: Full = False) -> None:
     """What one decision of each scheduling policy costs, with 64 running contexts and up to 10,000 that wait."""
     from aios_evals import report

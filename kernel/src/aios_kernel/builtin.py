@@ -60,6 +60,7 @@ def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
 
 
 def _torch(config: Config) -> LoadedModel:
+    from aios_kernel.engine.expert_options import ExpertOptions
     from aios_kernel.engine.load import load_model
 
     return load_model(
@@ -70,6 +71,7 @@ def _torch(config: Config) -> LoadedModel:
         threads=config.threads or None,
         revision=config.revision or None,
         compile=config.compile,
+        experts=ExpertOptions(config.expert_cache, config.expert_int8) if config.expert_cache else None,
     )
 
 

@@ -19,6 +19,7 @@ from aios_kernel.syscalls import WindowStrategy
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 _Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+_Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +55,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     dtype: str = "auto"
     kv_tokens: _Count = 0
     """Size of the KV pool in tokens; 0: from free memory."""
+    expert_cache: _Share = 0.0
+    """Memory for the experts of a mixture, whose others stay in the checkpoint's files: up to 1 a share of them all,
+    above it bytes; 0: all are loaded."""
+    expert_int8: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of the experts of each layer, the least used, that such a cache serves in int8."""
     threads: _Count = 0
     """Threads of the engine; 0: the library's choice."""
     compile: bool = False

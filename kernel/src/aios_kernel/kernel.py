@@ -31,6 +31,7 @@ from aios_kernel.config import Config, home_of
 from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
+from aios_kernel.engine.protocol import ExpertCaching
 from aios_kernel.managers import Managers
 from aios_kernel.overload import Gate
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
@@ -357,6 +358,7 @@ class Kernel:
             swap_disk_bytes=dispatcher.contexts.tiers.disk_bytes,
             windows_cut=self._windows.cut,
             window_tokens_dropped=self._windows.tokens_dropped,
+            experts=engine.expert_status() if isinstance(engine, ExpertCaching) else None,
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

@@ -590,6 +590,40 @@ class KernelShutdown(_Message, frozen=True, tag="kernel.shutdown"):
     if_idle: bool = False
 
 
+class ExpertStatus(_Message, frozen=True):
+    """The expert cache of a mixture (docs/experts.md); counts since the start."""
+
+    experts: int
+    """In all layers together..."""
+    resident: int
+    """...and those of them that are in memory."""
+    cache_bytes: int
+    """What the cache may take..."""
+    used_bytes: int
+    """...takes..."""
+    all_bytes: int
+    """...and would take to hold all experts in full precision."""
+    hits: int
+    """Experts that were in memory when a layer asked for them..."""
+    late: int
+    """...that were being read ahead..."""
+    misses: int
+    """...and that were neither."""
+    prefetched: int
+    bytes_read: int
+    failed_reads: int
+    waited_s: float
+    """Seconds in which the engine could do nothing but wait for an expert."""
+    predictor_hit_rate: float
+    """Share of the experts used that the predictor had named."""
+    int8_experts: int = 0
+    """Experts that are served in int8..."""
+    int8_logit_difference: float = 0.0
+    """...the largest difference that this makes to a logit..."""
+    int8_perplexity_ratio: float = 1.0
+    """...and what it does to the perplexity of the model's own text; both as measured when they were converted."""
+
+
 class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """The kernel at a glance; KV sizes in tokens."""
 
@@ -616,6 +650,8 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """Chats that outgrew the window and were cut by their declared strategy..."""
     window_tokens_dropped: int = 0
     """...and the tokens that were left out of them."""
+    experts: ExpertStatus | None = None
+    """Of a model whose experts are in a cache."""
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):

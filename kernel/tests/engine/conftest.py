@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+from aios_kernel.engine._source import Source
+from aios_kernel.engine.expert_options import ExpertOptions
+from aios_kernel.engine.load import _weights as load_weights
 from aios_kernel.engine.protocol import Context, Engine, SamplingParams
 from aios_kernel.engine.torch import TorchEngine
+from aios_kernel.engine.torch.experts.loading import mixture_of
 
 TIE = 1e-3
 VOCAB = 199
@@ -46,10 +51,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {"num_experts": 4, "head_dim": 12, **_EXPERTS}),
 }
 """The name in transformers and what the configuration has beside the common small sizes."""
+CACHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral_cached": ("Mixtral", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+    "qwen3_moe_cached": (
+        "Qwen3Moe",
+        {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "head_dim": 12},
+    ),
+    "qwen2_moe_cached": ("Qwen2Moe", {"num_experts": 6, "shared_expert_intermediate_size": 32, **_EXPERTS}),
+    "olmoe_cached": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+}
+"""Mixtures whose experts stay in files and are read into a cache of a random size, as little as one expert."""
 
 
 def build_model(family: str) -> Any:
-    name, extra = FAMILIES[family]
+    name, extra = (FAMILIES | CACHED)[family]
     torch.manual_seed(7)
     config_class = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")
     config = config_class(
@@ -135,7 +150,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=sorted(FAMILIES))
+@pytest.fixture(scope="session", params=[*sorted(FAMILIES), *sorted(CACHED)])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -163,10 +178,49 @@ def native() -> bool:
     return True
 
 
+@pytest.fixture(scope="session")
+def checkpoint(oracles: Callable[[str], Oracle], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's model."""
+    known: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in known:
+            known[family] = tmp_path_factory.mktemp(family)
+            oracles(family).model.save_pretrained(known[family])
+        return known[family]
+
+    return folder
+
+
 @pytest.fixture
-def make_engine(oracles: Callable[[str], Oracle], native: bool) -> Callable[..., TorchEngine]:
+def load_cached(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+    """Loads a family's model with its experts in a cache."""
+    made: list[Any] = []
+
+    def load(family: str, cache: float, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        folder = checkpoint(family)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        source = Source(folder, family)
+        made.append(load_weights(source, config, torch.device("cpu"), dtype, ExpertOptions(cache, **options)))
+        return made[-1]
+
+    yield load
+    for model in made:
+        mixture_of(model).close()
+
+
+@pytest.fixture
+def make_engine(
+    oracles: Callable[[str], Oracle], load_cached: Callable[..., Any], native: bool
+) -> Callable[..., TorchEngine]:
+    chooser = random.Random(0)
+
     def make(family: str = "llama", kv_tokens: int = 4096, dtype: torch.dtype = torch.float32) -> TorchEngine:
-        model = copy.deepcopy(oracles(family).model).to(dtype)
+        if family in CACHED:
+            # One expert, one a layer, some, all.
+            model = load_cached(family, chooser.choice([1, 3, chooser.randint(1, 30), 60]) * 48 * 96 * 3 * 4, dtype)
+        else:
+            model = copy.deepcopy(oracles(family).model).to(dtype)
         return TorchEngine(model, kv_tokens=kv_tokens, native=native)
 
     return make

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.engine._progress import progress_bars
 from aios_kernel.engine._source import DEMO, Source, locate
+from aios_kernel.engine.expert_options import ExpertOptions
 from aios_kernel.errors import ConfigError, Unsupported
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _SHORT_ROPE = {"dynamic", "longrope"}
 """Rotary scalings that treat a whole batch differently once one sequence passes the original window."""
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - what can be set
     spec: str,
     *,
     device: str = "auto",
@@ -35,6 +36,7 @@ def load_model(
     threads: int | None = None,
     revision: str | None = None,
     compile: bool = False,
+    experts: ExpertOptions | None = None,
 ) -> LoadedModel:
     """Load a model and make it ready to serve.
 
@@ -47,6 +49,7 @@ def load_model(
         threads: CPU threads of torch, for the whole process; None leaves them.
         revision: of a Hugging Face id: a branch, a tag or a commit.
         compile: fuse the model's small operations at the start, see `ModelRunner.compile`.
+        experts: hold a mixture's experts in a cache and leave the others in the checkpoint's files; None: load all.
 
     Raises:
         UnknownModel: there is no such folder or id, or it cannot be downloaded.
@@ -66,7 +69,7 @@ def load_model(
         if threads is not None:
             torch.set_num_threads(threads)
         config = _config(source)
-        model = _weights(source, config, target, _dtype(dtype, config, target))
+        model = _weights(source, config, target, _dtype(dtype, config, target), experts)
     tokenizer = _tokenizer(source)
     engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens, compile=compile)
     codec = TransformersCodec(
@@ -143,11 +146,13 @@ def _config(source: Source) -> Any:
     return config
 
 
-def _weights(source: Source, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def _weights(
+    source: Source, config: Any, device: torch.device, dtype: torch.dtype, experts: ExpertOptions | None
+) -> Any:
+    from aios_kernel.engine.torch.experts.loading import connect
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _class(config, experts).from_pretrained(
             source.folder,
             config=config,
             dtype=dtype,
@@ -167,7 +172,20 @@ def _weights(source: Source, config: Any, device: torch.device, dtype: torch.dty
             f"the weights of {source.name} are incomplete: {len(missing)} tensors are missing, such as {missing[0]}",
             fix="download the model again",
         )
-    return _placed(model, device)
+    model = _placed(model, device)
+    if experts is not None:
+        connect(model, source.folder, experts)
+    return model
+
+
+def _class(config: Any, experts: ExpertOptions | None) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from aios_kernel.engine.torch.experts.loading import class_without_experts
+
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return AutoModelForCausalLM if experts is None else class_without_experts(kind)
 
 
 def _placed(model: Any, device: torch.device) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from aios_kernel.errors import AiosError
-from aios_kernel.syscalls import Priority
+from aios_kernel.syscalls import ExpertStatus, Priority
 
 
 class KvExhausted(Exception):
@@ -357,6 +357,15 @@ class ForCallers(Protocol):
         self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
     ) -> Context:
         """As `Engine.open`."""
+        ...
+
+
+@runtime_checkable
+class ExpertCaching(Protocol):
+    """What an engine offers that may hold a mixture's experts in a cache."""
+
+    def expert_status(self) -> ExpertStatus | None:
+        """What the cache holds and did so far; None: the model's experts are all in memory, or it has none."""
         ...
 
 

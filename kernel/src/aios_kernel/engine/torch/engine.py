@@ -25,6 +25,7 @@ from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.embedding import TextEmbedder
+from aios_kernel.engine.torch.experts.loading import mixture_of
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
@@ -44,7 +45,8 @@ from aios_kernel.engine.torch.sampler import choose
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
 from aios_kernel.engine.torch.swap import Swapper
-from aios_kernel.errors import SnapshotError, Unsupported
+from aios_kernel.errors import AiosError, SnapshotError, Unsupported
+from aios_kernel.syscalls import ExpertStatus
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class TorchEngine:
     ) -> None:
         self.name = name
         digest = fingerprint(model)
+        self._experts = mixture_of(model)
         self._runner = ModelRunner(model, native=native)
         runner = self._runner
         if compile:
@@ -87,7 +90,8 @@ class TorchEngine:
         # The blocks have another order inside: the snapshots of one are nothing to the other.
         self.fingerprint = f"{digest}:native" if native else digest
         shapes = stored(runner.shapes) if native else runner.shapes
-        n_blocks = pool_blocks(shapes, runner.dtype, runner.device, kv_tokens)
+        promised = 0 if self._experts is None else self._experts.unused_bytes
+        n_blocks = pool_blocks(shapes, runner.dtype, runner.device, kv_tokens, promised=promised)
         self._memory = (NativeKvMemory if native else KvMemory)(
             runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device
         )
@@ -249,6 +253,10 @@ class TorchEngine:
         """See `Engine.kv_need`."""
         return blocks_needed(self._pool, self._own(context), n_tokens) * BLOCK
 
+    def expert_status(self) -> ExpertStatus | None:
+        """See `ExpertCaching`."""
+        return None if self._experts is None else self._experts.status()
+
     def close(self) -> None:
         """Drop the model and the pool; contexts that are still open are void."""
         self._pool = BlockPool(2)
@@ -256,6 +264,8 @@ class TorchEngine:
         self._forget_copies()
         self._swapper.mover.close()
         self._lookahead.close()
+        if self._experts is not None:
+            self._experts.close()
         del self._runner, self._embedder
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
@@ -417,4 +427,5 @@ def _tail_keys(context: TorchContext) -> list[bytes]:
 
 
 def _failed(context: TorchContext, error: Exception) -> StepOutput:
-    return StepOutput(context, 0, error=f"{type(error).__name__}: {error}")
+    failure = error if isinstance(error, AiosError) else None
+    return StepOutput(context, 0, error=f"{type(error).__name__}: {error}", failure=failure)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aios_kernel.engine.torch.experts.loading import mixture_of
 from aios_kernel.engine.torch.prefix import BLOCK
 
 _SAMPLES = 1024
@@ -25,4 +26,6 @@ def fingerprint(model: Any) -> str:
             sample = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type}".encode())
             digest.update(sample.tobytes())
+    if (mixture := mixture_of(model)) is not None:
+        digest.update(mixture.stored.fingerprint.encode())
     return f"torch:{BLOCK}:{digest.hexdigest()[:32]}"

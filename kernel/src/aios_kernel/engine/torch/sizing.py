@@ -26,7 +26,14 @@ MAX_TOKENS = 1 << 22
 """More tokens than this serve nobody; it bounds the bookkeeping of very small models."""
 
 
-def pool_blocks(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.device, kv_tokens: int | None) -> int:
+def pool_blocks(
+    shapes: Sequence[LayerShape],
+    dtype: torch.dtype,
+    device: torch.device,
+    kv_tokens: int | None,
+    *,
+    promised: int = 0,
+) -> int:
     """Blocks of the pool, its padding block included.
 
     Args:
@@ -34,12 +41,13 @@ def pool_blocks(shapes: Sequence[LayerShape], dtype: torch.dtype, device: torch.
         dtype: of keys and values.
         device: where the pool lives.
         kv_tokens: its size in tokens; None takes what the free memory allows, see this module's constants.
+        promised: bytes that are free still and belong to something else, such as the expert cache.
 
     Raises:
         ConfigError: the pool would be smaller than one block or larger than the free memory.
     """
     token_bytes = sum(shape.width for shape in shapes) * dtype.itemsize
-    free = free_bytes(device)
+    free = max(0, free_bytes(device) - promised)
     if kv_tokens is None:
         kv_tokens = min(_budget(free, device) // token_bytes, MAX_TOKENS)
     elif kv_tokens * token_bytes > free:
