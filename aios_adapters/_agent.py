@@ -44,7 +44,8 @@ def agent(target: Any = None, **options: Unpack[Options]) -> Any:
                 calls raise BudgetExceeded, and an answer ends at the last token of it. Calls that are open at once
                 may each use what is left.
             deadline: seconds that one run may take; then its syscalls raise DeadlineExceeded.
-            adapter: a LoRA adapter of the served model. An engine without any refuses it (Unsupported).
+            lora: a LoRA adapter of the served model, by its name in the kernel (`aios serve --lora NAME=PATH`). A model
+                name in the agent's code that is an adapter's means the same, and goes before it.
             memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
             tools: names of the tools that it and the agents inside it may call; others raise AccessDenied, which
                 comes back as the framework's tool error. None: all.

@@ -22,7 +22,7 @@ class RunOptions(TypedDict, total=False):
     window: WindowStrategy | None
     budget: int | None
     deadline: float | None
-    adapter: str | None
+    lora: str | None
     tools: Collection[str] | None
     models: Mapping[str, str] | None
     kernel: str | None
@@ -44,7 +44,7 @@ class AgentOptions:
         window: for conversations that outgrow the model's window; None: the outer agent's, or the kernel's.
         budget: tokens of one run, its children included.
         deadline: seconds of one run, its children included.
-        adapter: the model's LoRA adapter; None: the outer agent's.
+        lora: the model's LoRA adapter, by its name in the kernel; None: the outer agent's.
         tools: names of the tools that it may call; None: those that the outer agent may.
         models: model names that it uses, mapped to those that are asked for instead; the outer agent's come after.
     """
@@ -57,7 +57,7 @@ class AgentOptions:
     window: WindowStrategy | None = None
     budget: int | None = None
     deadline: float | None = None
-    adapter: str | None = None
+    lora: str | None = None
     tools: Collection[str] | None = None
     models: Mapping[str, str] | None = None
 

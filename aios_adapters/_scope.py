@@ -99,7 +99,7 @@ class Scope:
         self._pid = os.getpid()
         self._forked_from: str | None = None
         self._began_s = time.monotonic()
-        self._lora: str | None = options.adapter or (parent._lora if parent else None)
+        self._lora: str | None = options.lora or (parent._lora if parent else None)
         self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
         self._models.update(options.models or {})
         self._children: dict[str, Scope] = {}
@@ -133,7 +133,7 @@ class Scope:
 
     def lasting_options(self) -> dict[str, Any]:
         """What a part of the run in another process must be told, because it is not the kernel that applies it."""
-        told = {"memory": self.options.memory, "adapter": self._lora, "models": dict(self._models) or None}
+        told = {"memory": self.options.memory, "lora": self._lora, "models": dict(self._models) or None}
         return {name: value for name, value in told.items() if value is not None}
 
     @property

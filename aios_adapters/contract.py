@@ -156,7 +156,7 @@ class AdapterContract:
     ) -> None:
         """What happened, and what mends it."""
         with pytest.raises(framework.errors) as caught:
-            await decorated(framework.chat, name="contract", adapter="french")("say x")
+            await decorated(framework.chat, name="contract", lora="french")("say x")
         assert 'LoRA adapter "french"' in str(caught.value)
         assert "fix:" in str(caught.value)
 

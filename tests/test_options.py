@@ -145,11 +145,11 @@ def test_models_are_mapped(fake_kernel: KernelHandle, monkeypatch: pytest.Monkey
 
 
 def test_a_lora_adapter_reaches_the_engine_which_refuses_it(fake_kernel: KernelHandle) -> None:
-    @aios.agent(name="alice", adapter="french")
+    @aios.agent(name="alice", lora="french")
     def work() -> None:
         with pytest.raises(errors.Unsupported, match=r'LoRA adapter "french".*fake engine') as caught:
             ask("say x")
-        assert "adapter=" in (caught.value.fix or "")
+        assert "lora=" in (caught.value.fix or "")
 
     work()
 

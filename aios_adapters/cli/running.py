@@ -50,13 +50,16 @@ def serve(  # noqa: PLR0913 - a command's options
         bool | None, typer.Option("--compile", help="Compile the model at the start: less overhead in each step.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter of the model, NAME=PATH or NAME=ID; again for several.")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
         "expert_cache": expert_cache, "expert_int8": expert_int8,
-        "compile": compile, "base_url": base_url, "revision": revision, "home": home,
+        "compile": compile, "base_url": base_url, "revision": revision, "home": home, "loras": _loras(lora),
     }  # fmt: skip
     config = _with_front(load(flags))
     _take_over(config)
@@ -73,6 +76,20 @@ def serve(  # noqa: PLR0913 - a command's options
     with os.fdopen(ours, "rb") as reports:
         _announce(config, reports.read())
     raise SystemExit(process.wait())
+
+
+def _loras(options: list[str] | None) -> dict[str, str] | None:
+    """Adapters by name, their folders as absolute paths: the kernel may run elsewhere. Raises typer.BadParameter."""
+    if not options:
+        return None
+    pairs = [option.partition("=") for option in options]
+    for (name, _, source), option in zip(pairs, options, strict=True):
+        if not name or not source:
+            raise typer.BadParameter(f"{option} is not NAME=PATH")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise typer.BadParameter("a name is given to two adapters")
+    folders = {name: (source, Path(source).expanduser()) for name, _, source in pairs}
+    return {name: str(folder.resolve()) if folder.is_dir() else source for name, (source, folder) in folders.items()}
 
 
 def _take_over(config: Config) -> None:

@@ -177,6 +177,39 @@ def roofline(
 
 
 @bench.command()
+def lora(
+    json: Json = False,
+    full: Full = False,
+    engine: Annotated[list[str] | None, typer.Option(help="torch, peft; again for both.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float32, bfloat16; default float32, with --full both.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Of the adapters.")] = 8,
+    loras: Annotated[list[int] | None, typer.Option(min=0, help="Adapters in a batch; again for several.")] = None,
+    registered: Annotated[int, typer.Option(min=1, help="Adapters loaded in the case of many.")] = 1000,
+    active: Annotated[int, typer.Option(min=0, help="Of these, used by requests; 0: no such case.")] = 100,
+) -> None:
+    """Many LoRA adapters in one batch of the 34 M model, beside the model alone, and PEFT beside both."""
+    from aios_evals import report
+    from aios_evals.lora_bench.run import DTYPES, ENGINES, Asked, run
+    from aios_kernel.config import home_of, load
+
+    asked = Asked(
+        engines=_known(engine, ENGINES),
+        dtypes=_known(dtype, DTYPES) if dtype or full else ["float32"],
+        batch=batch,
+        rank=rank,
+        loras=loras or [0, 1, 8, 64],
+        registered=registered,
+        active=active,
+        rounds=7 if full else 3,
+    )
+    rows, versions, notes = run(asked, home_of(load()) / "models")
+    report.emit("lora", rows, json=json, versions=versions, notes=notes)
+
+
+@bench.command()
 def step(
     json: Json = False,
     full: Full = False,

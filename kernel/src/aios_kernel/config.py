@@ -49,6 +49,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}
     """Model names that agents use, mapped to the served model's name."""
+    loras: dict[str, str] = {}
+    """LoRA adapters of the model: names, by which agents ask for them, and where they are, a folder or a Hugging Face
+    id."""
     strict: bool = False
     """Refuse model names that are neither loaded nor mapped."""
     device: str = "auto"

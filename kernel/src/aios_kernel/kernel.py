@@ -121,7 +121,8 @@ class Kernel:
         caps = self.model.engine.capabilities
         where = f", {self.http_url}" if self.http_url else ""
         room = f"KV {caps.kv_tokens:,} tokens" if caps.step_control else f"{caps.max_batch} calls at once"
-        return f"model {self.model.name}, policy {self.dispatcher.policy.name}, {room}{where}"
+        loras = f" with {len(names)} LoRA adapters" if (names := self._chat.loras()) else ""
+        return f"model {self.model.name}{loras}, policy {self.dispatcher.policy.name}, {room}{where}"
 
     async def close(self) -> None:
         """Cancel what is open and free everything; durable data is safe."""
@@ -359,6 +360,7 @@ class Kernel:
             windows_cut=self._windows.cut,
             window_tokens_dropped=self._windows.tokens_dropped,
             experts=engine.expert_status() if isinstance(engine, ExpertCaching) else None,
+            loras=self._chat.loras(),
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

@@ -92,7 +92,7 @@ class LlmChat(_Message, frozen=True, tag="llm.chat"):
     `schema`, a JSON schema that it must satisfy (`{}`: any JSON object), `regex`, which it must match as a whole, or
     `choice`, of which it is one string. With `stream` the answer arrives as `LlmDelta` events before its `LlmResult`.
     `window` overrides what is declared for the agent: its program's, or the kernel's `window`. `lora` names an adapter
-    of the model; an engine that has none refuses it.
+    of the model, as `model` may too (which comes first); an engine that serves none refuses it.
     """
 
     messages: list[Message]
@@ -652,6 +652,8 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """...and the tokens that were left out of them."""
     experts: ExpertStatus | None = None
     """Of a model whose experts are in a cache."""
+    loras: list[str] = []
+    """The model's adapters, by which calls can name them."""
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,23 @@ class Oracle:
                 best = self.logits([*prompt, *expected[:place]])[-1].topk(2).values
                 assert best[0] - best[1] <= TIE, f"token {place} is {mine}, not {theirs}"
                 return
+
+
+def write_lora(folder: Path, model: Any, *, rank: int = 8, seed: int = 0, on: str = ".*_proj", **config: Any) -> Path:
+    """A random adapter in PEFT's format, on the layers whose last name matches `on`."""
+    from safetensors.torch import save_file
+
+    source = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(on, name.rpartition(".")[2]):
+            for half, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
+                tensors[f"base_model.model.{name}.lora_{half}.weight"] = torch.randn(shape, generator=source) * 0.2
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
 
 
 class Driver:
@@ -234,6 +253,22 @@ def driver(make_engine: Callable[..., TorchEngine], family: str) -> Driver:
 @pytest.fixture
 def drive() -> type[Driver]:
     return Driver
+
+
+@pytest.fixture
+def lora_writer() -> Callable[..., Path]:
+    """`write_lora`, for models of a test's own."""
+    return write_lora
+
+
+@pytest.fixture
+def lora_folder(oracles: Callable[[str], Oracle], tmp_path: Path) -> Callable[..., Path]:
+    """Writes an adapter of a family's model; gives its folder."""
+
+    def make(family: str = "llama", seed: int = 0, **options: Any) -> Path:
+        return write_lora(tmp_path / f"{family}-{seed}", oracles(family).model, seed=seed, **options)
+
+    return make
 
 
 @pytest.fixture

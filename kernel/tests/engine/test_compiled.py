@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,9 +32,11 @@ def model() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def answers(engine: TorchEngine) -> list[list[int]]:
+def answers(engine: TorchEngine, loras: Sequence[str | None] = (None, None, None)) -> list[list[int]]:
     """Twelve tokens of each prompt: first in chunks of 16, then all together, at last one alone."""
-    contexts = [engine.open(prompt, sampling=SamplingParams()) for prompt in PROMPTS]
+    contexts = [
+        engine.open(prompt, sampling=SamplingParams(), lora=lora) for prompt, lora in zip(PROMPTS, loras, strict=True)
+    ]
     while any(context.pending > 1 for context in contexts):
         engine.step([(context, 16) for context in contexts if context.pending > 1])
     for context in (*contexts, *contexts[:1]):
@@ -57,6 +60,25 @@ def test_a_compiled_model_says_what_generate_says() -> None:
     assert engine.compiled
     with torch.compiler.set_stance("fail_on_recompile"):
         assert answers(engine) == generated()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("native", [True, False], ids=["native", "plain"])
+def test_a_compiled_model_with_adapters(lora_writer: Callable[..., Path], tmp_path: Path, native: bool) -> None:
+    """It says what the plain one says, which the merged models hold to; without adapters its graph is as before."""
+    loras = ("a", None, "b")
+    engines = [TorchEngine(model(), kv_tokens=4096, compile=compile, native=native) for compile in (True, False)]
+    for name in ("a", "b"):
+        folder = lora_writer(tmp_path / name, model(), rank=6, seed=ord(name))
+        for engine in engines:
+            engine.load_lora(name, str(folder))
+    assert engines[0].compiled
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert answers(engines[0], loras) == answers(engines[1], loras)
+        assert answers(engines[0], ("a", "a", "a")) == answers(engines[1], ("a", "a", "a"))
+        assert answers(engines[0]) == generated()
+    assert engines[0]._runner._compiled_adapted is not None
 
 
 def test_a_model_that_cannot_be_compiled_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from aios_kernel.config import Config, token_file_of
 from aios_kernel.engine.fake import fake_model
 from aios_kernel.engine.openai import openai_model
 from aios_kernel.engine.openai.tokens import Prompt
-from aios_kernel.engine.protocol import Context, Engine, KvExhausted, SamplingParams
-from aios_kernel.errors import SnapshotError, Unsupported
+from aios_kernel.engine.protocol import Context, Engine, KvExhausted, LoraAdapters, SamplingParams
+from aios_kernel.errors import Busy, InvalidRequest, SnapshotError, UnknownModel, Unsupported
 from aios_kernel.server.inprocess import InProcessKernel
 from aios_kernel.syscalls import LlmChat, Message, Sampling
 
@@ -294,6 +294,41 @@ def test_a_fork_at_a_place_begins_anew_there(make: Any, prompt: Any, steps: int)
             engine.fork(again, at=place)
     engine.release(again)
     assert engine.kv_free() == engine.capabilities.kv_tokens
+
+
+def test_adapters_are_loaded_used_and_unloaded(make: Any, prompt: Any, lora_folder: Any) -> None:
+    engine = make(4096)
+    if not engine.capabilities.lora:
+        assert not isinstance(engine, LoraAdapters)
+        return
+    assert isinstance(engine, LoraAdapters)
+    folder, free = str(lora_folder()), engine.kv_free()
+    plain = engine.open(prompt(40), sampling=GREEDY)
+    expected = finish(engine, plain, 12)
+    with pytest.raises(UnknownModel, match='"french"'):
+        engine.open(prompt(40), sampling=GREEDY, lora="french")
+    engine.load_lora("french", folder)
+    engine.load_lora("french", folder)  # once more does no harm
+    assert list(engine.loras()) == ["french"]
+    with pytest.raises(InvalidRequest, match="weights are others"):
+        engine.load_lora("french", str(lora_folder(seed=1)))
+    context = engine.open(prompt(40), sampling=GREEDY, lora="french")
+    assert context.cached == 0  # the plain context's KV is another
+    spoken = finish(engine, context, 12)
+    assert spoken != expected
+    with pytest.raises(Busy, match="in use"):
+        engine.unload_lora("french")
+    assert engine.kv_free() < free - engine.loras()["french"]
+    for used in (plain, context):
+        engine.release(used)
+    assert engine.kv_free() == free
+    engine.prefetch_lora("french")
+    assert engine.kv_free() == free
+    engine.unload_lora("french")
+    assert not engine.loras()
+    for call in (engine.unload_lora, engine.prefetch_lora):
+        with pytest.raises(UnknownModel):
+            call("french")
 
 
 def test_vectors_are_of_unit_length_and_in_order(make: Any, prompt: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aios_kernel.engine.protocol import SamplingParams
-from aios_kernel.errors import Unsupported
+from aios_kernel.errors import UnknownModel
 
 GREEDY = SamplingParams()
 BAD = 13
@@ -165,7 +165,7 @@ def test_misuse_is_told(engine: Any, prompt: Any) -> None:
         engine.open([], sampling=GREEDY)
     with pytest.raises(ValueError, match="9999 is not of this model"):
         engine.append(context, [9999])
-    with pytest.raises(Unsupported, match="LoRA"):
+    with pytest.raises(UnknownModel, match="LoRA"):
         engine.open(prompt(3), sampling=GREEDY, lora="mine")
     engine.release(context)
     with pytest.raises(ValueError, match="released"):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from aios_kernel.engine._lora_source import locate_lora
 from aios_kernel.engine._source import locate
 from aios_kernel.engine.load import DEMO, load_model
 from aios_kernel.errors import ConfigError, UnknownModel, Unsupported
@@ -212,3 +213,17 @@ def test_a_repository_without_safetensors(hub: tuple[Hub, Path]) -> None:
 def test_an_id_that_the_hub_does_not_know(hub: tuple[Hub, Path]) -> None:
     with pytest.raises(UnknownModel, match="nobody/nothing"):
         load_model("nobody/nothing")
+
+
+def test_an_adapter_is_downloaded_without_other_formats(hub: tuple[Hub, Path], lora_writer: Any) -> None:
+    served, folder = hub
+    engine: Any = load_model("demo", device="cpu", kv_tokens=4096).engine
+    lora_writer(folder, AutoModelForCausalLM.from_pretrained(DEMO))
+    (folder / "adapter_model.bin").write_bytes(b"another format")
+    engine.load_lora("french", "someone/new")
+    assert set(served.fetched) == {"adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(UnknownModel, match="nobody/nothing"):
+        engine.load_lora("german", "nobody/nothing")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors"):
+        locate_lora(str(folder))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation, Order
 from aios_kernel.chat.history import history_keys
+from aios_kernel.chat.loras import Loras
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.chat.sampling import answer_seed, check, resolve
 from aios_kernel.chat.window_fit import Fitted, Fitting, WindowFitter
@@ -29,12 +30,17 @@ class ChatService:
     def __init__(self, model: LoadedModel, config: Config) -> None:
         self._model = model
         self._names = config.models
+        self._loras = Loras(model, config.models)
         self._strict = config.strict
         # The kernel, not the caller, keeps trust domains apart in the prefix cache; a fresh key each life.
         self._salt_key = secrets.token_bytes(16)
         self._window: WindowStrategy = config.window
         room = min(model.codec.window, model.engine.capabilities.kv_tokens)
         self._fitter = WindowFitter(model.codec, room, model.name) if model.engine.capabilities.step_control else None
+
+    def loras(self) -> list[str]:
+        """Names of the model's adapters."""
+        return [*self._loras.known()]
 
     def fits_by_itself(self, call: LlmChat, program: Program) -> bool:
         """Whether no strategy is declared for this call's window; else `fit` must see it before it is prepared."""
@@ -64,26 +70,26 @@ class ChatService:
         codec = self._model.codec
         prompt, call = (call.prompt, call.call) if isinstance(call, Fitted) else (None, call)
         self._check_model(call.model)
-        self._check_lora(call.lora)
+        lora = self._loras.of(call)
         check(call.sampling, self._model.engine.capabilities)
         prompt = prompt or codec.encode_chat(call)
         order = Order(
-            model=self._model.name,
+            model=lora or self._model.name,
             program=program.id,
             agent=program.agent,
             group=program.group,
             priority=program.priority,
-            salt=self._salt(program, call.lora),
+            salt=self._salt(program),
             prompt=prompt,
             sampling=self._sampling(call.sampling),
-            max_tokens=self._limit(call.sampling, len(prompt), program.terms),
+            max_tokens=self._limit(call.sampling, len(prompt), program.terms, lora),
             stop=tuple(call.sampling.stop),
             grammar=self._grammar(call),
             logprobs=call.sampling.logprobs,
             history=history_keys(call.messages),
             root=program.root,
             deadline_s=deadline_s,
-            lora=call.lora,
+            lora=lora,
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
@@ -108,21 +114,15 @@ class ChatService:
     def _check_model(self, asked: str | None) -> None:
         if asked is None or asked == self._model.name or not self._strict:
             return
-        if self._names.get(asked) != self._model.name:
+        served = {self._model.name, *self._loras.known()}
+        if asked not in served and self._names.get(asked) not in served:
             raise errors.UnknownModel(
                 f'model "{asked}" is not served here; this kernel serves "{self._model.name}"',
                 fix=f'map it in aios.toml: [models] "{asked}" = "{self._model.name}", or set strict = false',
             )
 
-    def _check_lora(self, name: str | None) -> None:
-        if name is not None and not self._model.engine.capabilities.lora:
-            raise errors.Unsupported(
-                f'the LoRA adapter "{name}" cannot be applied: the {self._model.engine.name} engine serves none',
-                fix="leave adapter= of the decorator out, or serve a model that has it merged: aios serve MODEL",
-            )
-
-    def _salt(self, program: Program, lora: str | None = None) -> bytes:
-        domain = f"{program.principal}\0{program.group}\0{lora or ''}".encode()
+    def _salt(self, program: Program) -> bytes:
+        domain = f"{program.principal}\0{program.group}".encode()
         return hashlib.blake2b(domain, key=self._salt_key, digest_size=16).digest()
 
     def _sampling(self, asked: Sampling) -> SamplingParams:
@@ -134,8 +134,8 @@ class ChatService:
         codec = self._model.codec
         return (*codec.encode(text), min(codec.end_tokens))
 
-    def _limit(self, sampling: Sampling, prompt: int, terms: Terms) -> int:
-        window, pool = self._model.codec.window, self._model.engine.capabilities.kv_tokens
+    def _limit(self, sampling: Sampling, prompt: int, terms: Terms, lora: str | None) -> int:
+        window, pool = self._model.codec.window, self._loras.room(lora)
         if prompt >= window:
             raise errors.ContextTooLong(
                 f"the prompt has {prompt:,} tokens; the window of {self._model.name} is {window:,}",
@@ -144,7 +144,7 @@ class ChatService:
             )
         if prompt >= pool:
             raise errors.OutOfMemory(
-                f"the prompt has {prompt:,} tokens; the KV pool holds {pool:,}",
+                f"the prompt has {prompt:,} tokens; the KV pool holds {pool:,}{' beside the adapter' if lora else ''}",
                 fix=f"aios serve --kv-tokens {2 * prompt}",
             )
         room = min(window, pool) - prompt

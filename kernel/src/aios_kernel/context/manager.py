@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,8 +14,8 @@ from aios_kernel.context.parking import Parking
 from aios_kernel.context.residue import Residue
 from aios_kernel.context.space import SwapSpace
 from aios_kernel.context.swap import SwapTiers
-from aios_kernel.engine.protocol import Caller, Context, Engine, ForCallers, Grammar
-from aios_kernel.errors import AiosError, OutOfMemory
+from aios_kernel.engine.protocol import Caller, Context, Engine, ForCallers, Grammar, LoraAdapters
+from aios_kernel.errors import AiosError, OutOfMemory, UnknownModel
 from aios_kernel.scheduler.protocol import Residency
 
 __all__ = ["ContextManager", "Held"]
@@ -55,6 +56,12 @@ class ContextManager:
     def can_fork(self) -> bool:
         """Whether further answers to a prompt are forked from the first."""
         return self._engine.capabilities.fork
+
+    def expect(self, order: Order) -> None:
+        """A call is queued: its adapter comes into the pool ahead of it, while others still compute."""
+        if order.lora is not None:
+            with contextlib.suppress(UnknownModel):  # it has just been unloaded: opening the context will say so
+                cast("LoraAdapters", self._engine).prefetch_lora(order.lora)
 
     def admit(self, held: Held) -> bool:
         """Give a queued generation a context: a fork of another answer to its prompt, or its cached prefix."""

@@ -184,7 +184,7 @@ class Parking:
         if parked is None or parked.context is None or not self._engine.capabilities.holds:
             return 0
         if held.compared is None or held.compared[0] is not parked:
-            held.compared = (parked, self._common(parked.context, order))
+            held.compared = (parked, self._common(parked.context, order) if parked.order.lora == order.lora else 0)
         return held.compared[1]
 
     def open(self, order: Order, opening: Callable[[], Context]) -> Context:

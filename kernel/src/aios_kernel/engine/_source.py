@@ -14,7 +14,7 @@ from aios_kernel.errors import ConfigError, UnknownModel, Unsupported
 DEMO = Path(__file__).parent.parent / "models" / "demo"
 """Where the demo model is shipped."""
 
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a model has beside its weights: configuration, tokenizer, chat template."""
 
@@ -56,20 +56,21 @@ def _find(spec: str, revision: str | None) -> Source:
             f"{folder} is a file; the torch engine loads folders with config.json and safetensors",
             fix=f"aios serve {folder.parent}, if that is the model's folder",
         )
-    if spec.startswith((".", "~", "/")) or not _HUB_ID.fullmatch(spec):
+    if spec.startswith((".", "~", "/")) or not HUB_ID.fullmatch(spec):
         raise UnknownModel(f"there is no folder {folder}", fix="check the path; `aios serve demo` needs none")
     return Source(_fetch(spec, revision), spec)
 
 
 def _fetch(repository: str, revision: str | None) -> Path:
     """The snapshot of a repository: first the small files, and the weights only if the model can be served."""
-    folder = _download(repository, revision, _SMALL)
+    folder = download(repository, revision, _SMALL)
     _checkpoint.check_config(folder)
     missing = [name for name in _checkpoint.shards(folder) if not (folder / name).is_file()]
-    return _download(repository, folder.name, missing) if missing else folder
+    return download(repository, folder.name, missing) if missing else folder
 
 
-def _download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The snapshot of a repository with the files that match, of its top folder. Raises UnknownModel."""
     from huggingface_hub import snapshot_download
 
     try:

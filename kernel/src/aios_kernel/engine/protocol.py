@@ -7,7 +7,7 @@ Capabilities are declared, not guessed. Exact continuation is promised for the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -121,6 +121,7 @@ class Capabilities:
     grammar: bool = False
     logprobs: bool = False
     lora: bool = False
+    """Contexts can each have a low-rank adapter of the model (`LoraAdapters`)."""
     embed: bool = False
     block_size: int = 1
     """Tokens in a KV block; allocation is in whole blocks."""
@@ -247,9 +248,10 @@ class Engine(Protocol[C, S]):
         lora: str | None = None,
         salt: bytes = b"",
     ) -> C:
-        """Start a context; cached prefix blocks of the same `salt` (trust domain) are attached.
+        """Start a context; cached prefix blocks of the same `salt` (trust domain) and adapter are attached.
 
-        At least one token is always left pending, so that the first step yields logits. Raises KvExhausted.
+        At least one token is always left pending, so that the first step yields logits. Raises KvExhausted, and
+        UnknownModel for an adapter that is not loaded.
         """
         ...
 
@@ -391,6 +393,44 @@ class PrefixHolds(Protocol[CIn]):
         """End a hold; one that has ended is left alone."""
         ...
 
-    def match(self, tokens: Sequence[int], *, salt: bytes = b"") -> int:
+    def match(self, tokens: Sequence[int], *, salt: bytes = b"", lora: str | None = None) -> int:
         """How many tokens of a prompt `open` would find in the cache now."""
+        ...
+
+
+@runtime_checkable
+class LoraAdapters(Protocol):
+    """What an engine with `Capabilities.lora` offers: contexts with different adapters, or none, in one step.
+
+    All adapters wait in host memory. One that contexts use (from `open` on, until they are released or swapped out)
+    takes room in the KV pool; afterwards it stays there until others need the room. A snapshot continues with the very
+    same adapter only.
+    """
+
+    def load_lora(self, name: str, source: str) -> None:
+        """Read an adapter in PEFT's format; the same once more changes nothing.
+
+        Args:
+            name: to open contexts with.
+            source: a folder with `adapter_config.json` and `adapter_model.safetensors`, or a Hugging Face id.
+
+        Raises:
+            UnknownModel: there is no such folder or id, or it cannot be downloaded.
+            ConfigError: files are missing, damaged, or of another model.
+            Unsupported: it is no plain LoRA of linear layers.
+            InvalidRequest: another adapter has this name.
+            OutOfMemory: it is larger than the KV pool.
+        """
+        ...
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter. Raises UnknownModel, or Busy while contexts use it."""
+        ...
+
+    def prefetch_lora(self, name: str) -> None:
+        """Bring an adapter into the pool for a context that is to be opened, if it has room. Raises UnknownModel."""
+        ...
+
+    def loras(self) -> Mapping[str, int]:
+        """The adapters by name, each with the tokens of KV that it takes the room of; from any thread."""
         ...

@@ -52,6 +52,7 @@ class Roster:
     def arrive(self, generation: Generation) -> None:
         """Take a generation in; a further answer to a prompt is announced when the first one has computed it."""
         held = self.held[generation.id] = Held(generation)
+        self._contexts.expect(generation.order)
         first = self.held.get(generation.first.id) if generation.first is not None else None
         if first is None or not self._answers.join(held, first):
             self._enter(held)

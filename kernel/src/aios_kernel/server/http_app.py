@@ -101,7 +101,7 @@ class Front:
     async def _served(self, request: Request) -> tuple[list[str], float]:
         """Names that are served, and since when."""
         status = await _result(request, self._agents.ask(_caller(request), KernelInfo()), KernelStatus)
-        return [status.model, *self._kernel.config.models], time.time() - status.uptime_s
+        return [status.model, *status.loras, *self._kernel.config.models], time.time() - status.uptime_s
 
     def _answers(self, reader: Callable[[Mapping[str, Any]], Exchange]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:

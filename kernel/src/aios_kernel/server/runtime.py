@@ -11,10 +11,12 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import IO
+from typing import IO, cast
 
 from aios_kernel import errors
+from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.config import Config, home_of, socket_of, token_file_of
+from aios_kernel.engine.protocol import LoraAdapters
 from aios_kernel.kernel import Kernel, MakePolicy
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.plugins import Plugins
@@ -88,7 +90,7 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
         token = write_token(config)
         doorman = Doorman(token, principal_name(), config.principals)
         # Loading takes seconds and would block the loop's signals.
-        model = await asyncio.to_thread(_loader(plugins, config.model), config)
+        model = await asyncio.to_thread(_load, plugins, config)
         managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
         kernel = Kernel(config, model, managers, policy, make_policy)
         try:
@@ -121,6 +123,27 @@ async def _http(kernel: Kernel, token: str) -> AsyncGenerator[None, None]:
         yield
     finally:
         await front.stop()
+
+
+def _load(plugins: Plugins, config: Config) -> LoadedModel:
+    """The model and its adapters. Raises what its engine raises for them, and ConfigError, Unsupported."""
+    model = _loader(plugins, config.model)(config)
+    engine = model.engine
+    if config.loras and not (engine.capabilities.lora and isinstance(engine, LoraAdapters)):
+        raise errors.Unsupported(
+            f"the {engine.name} engine serves no LoRA adapters, and {', '.join(config.loras)} are configured",
+            fix="leave --lora and [loras] out, or serve a model on the torch engine",
+        )
+    for name, source in config.loras.items():
+        if not name or name == model.name:
+            raise errors.ConfigError(
+                f'a LoRA adapter cannot be called "{name}": the model has that name'
+                if name
+                else "an adapter has no name",
+                fix="give it a name of its own: --lora NAME=PATH",
+            )
+        cast("LoraAdapters", engine).load_lora(name, source)
+    return model
 
 
 def _loader(plugins: Plugins, model: str):

@@ -63,6 +63,8 @@ class Batch:
     """The works that emit a token, in the order of the first of `rows`."""
     scoring: list[Work]
     """The works whose prompt is scored; the rest of `rows` is theirs, each work's together."""
+    works: list[Work]
+    """All works, in the order of their tokens."""
 
 
 def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) -> Batch:
@@ -105,6 +107,7 @@ def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) 
         rows=_tensor(np.array(rows, dtype=np.int64), device),
         emitting=emitting,
         scoring=scoring,
+        works=packed,
     )
 
 

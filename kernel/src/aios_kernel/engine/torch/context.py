@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_kernel.engine.protocol import Grammar, SamplingParams
+from aios_kernel.engine.torch.lora.adapter import Adapter
 from aios_kernel.engine.torch.prefix import BLOCK, extend_keys
 
 
@@ -29,6 +30,7 @@ class TorchContext:
         head: first block of the table; -1: it is empty.
         tail: last block of the table; -1: it is empty.
         arrival: done once its restored KV is in the pool; None for a context whose KV is there.
+        lora: the adapter that its KV and its tokens are of; None: the model alone.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class TorchContext:
         "grammar",
         "head",
         "keys",
+        "lora",
         "n_blocks",
         "poisoned",
         "prompt",
@@ -52,7 +55,13 @@ class TorchContext:
     )
 
     def __init__(
-        self, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None = None, root: bytes
+        self,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingParams,
+        grammar: Grammar | None = None,
+        root: bytes,
+        lora: Adapter | None = None,
     ) -> None:
         self.tokens = list(tokens)
         self.prompt = len(self.tokens)
@@ -62,6 +71,7 @@ class TorchContext:
         self.grammar = grammar
         self.emitted = 0
         self.root = root
+        self.lora = lora
         self.keys: list[bytes] = []
         self.published = 0
         self.poisoned = False
@@ -137,7 +147,7 @@ class TorchContext:
 
     def beginning(self, n_tokens: int) -> TorchContext:
         """A context of the first `n_tokens` tokens alone, all but the last computed as far as they are here."""
-        part = TorchContext(self.tokens[:n_tokens], sampling=self.sampling, root=self.root)
+        part = TorchContext(self.tokens[:n_tokens], sampling=self.sampling, root=self.root, lora=self.lora)
         part.computed = part.cached = min(self.computed, n_tokens - 1)
         for block in self._table[: -(-part.computed // BLOCK)].tolist():
             part.push_block(block)
@@ -148,7 +158,7 @@ class TorchContext:
 
     def twin(self) -> TorchContext:
         """A context in the same state; the caller takes the references on the shared blocks."""
-        twin = TorchContext(self.tokens, sampling=self.sampling, root=self.root)
+        twin = TorchContext(self.tokens, sampling=self.sampling, root=self.root, lora=self.lora)
         twin.grammar = self.grammar.fork() if self.grammar else None
         for name in ("prompt", "computed", "cached", "emitted", "published", "poisoned", "n_blocks", "head", "tail"):
             setattr(twin, name, getattr(self, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,9 +29,11 @@ from aios_kernel.engine.torch.experts.loading import mixture_of
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.lora.adapters import Adapters
+from aios_kernel.engine.torch.lora.shelf import Shelf
 from aios_kernel.engine.torch.masks import Lookahead
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
-from aios_kernel.engine.torch.prefix import BLOCK, root_key, tail_key
+from aios_kernel.engine.torch.prefix import BLOCK, tail_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
 from aios_kernel.engine.torch.reservation import (
     Reservation,
@@ -45,7 +47,7 @@ from aios_kernel.engine.torch.sampler import choose
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
 from aios_kernel.engine.torch.swap import Swapper
-from aios_kernel.errors import AiosError, SnapshotError, Unsupported
+from aios_kernel.errors import AiosError, SnapshotError
 from aios_kernel.syscalls import ExpertStatus
 
 _log = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class TorchEngine:
         )
         self._pool = BlockPool(n_blocks)
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
+        self._adapters = Adapters(runner, Shelf(self._pool, self._memory, paged=runner.device.type != "cpu"))
         self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
         self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
@@ -108,6 +111,7 @@ class TorchEngine:
             holds=True,
             grammar=True,
             logprobs=True,
+            lora=True,
             embed=True,
             block_size=BLOCK,
             kv_tokens=self._pool.size * BLOCK,
@@ -137,12 +141,11 @@ class TorchEngine:
         salt: bytes = b"",
     ) -> Context:
         """See `Engine.open`. Raises ValueError without tokens or for a token that the model does not know."""
-        if lora is not None:
-            raise Unsupported(f"the torch engine serves no LoRA yet, and {lora!r} was asked for", fix="leave lora out")
         self._check_tokens(tokens)
         if not tokens:
             raise ValueError("a context needs at least one token")
-        context = TorchContext(tokens, sampling=sampling, grammar=grammar, root=root_key(salt))
+        root, adapter = self._adapters.root(salt, lora), self._adapters.take(lora)
+        context = TorchContext(tokens, sampling=sampling, grammar=grammar, root=root, lora=adapter)
         attach_cached(self._pool, context, len(context.tokens), {})
         return context
 
@@ -182,6 +185,7 @@ class TorchEngine:
         else:
             raise ValueError(f"a context of {len(original.tokens)} tokens cannot be forked at {at}")
         self._pool.share(twin.table)
+        self._adapters.share(twin)
         return twin
 
     def snapshot(self, context: Context) -> Snapshot:
@@ -195,14 +199,21 @@ class TorchEngine:
         """See `Engine.restore`. The KV comes back beside other contexts' steps; the context's own waits for it."""
         if not isinstance(snapshot, TorchSnapshot):
             raise SnapshotError(f"the snapshot is of {snapshot.fingerprint}, this engine is {self.fingerprint}")
-        context = self._swapper.bring(snapshot)
+        adapter = self._adapters.take_again(snapshot.state)
+        try:
+            context = self._swapper.bring(snapshot)
+        except BaseException:
+            if adapter is not None:
+                self._adapters.shelf.give_back(adapter)
+            raise
+        context.lora = adapter
         if context.arrival is not None and context.arrival.done():
             self._arrived(context)
         return context
 
     def load_snapshot(self, path: Path, grammar: Callable[[str], Grammar] | None = None) -> Snapshot:
         """See `SnapshotFiles.load_snapshot`."""
-        return self._swapper.load(path, grammar)
+        return self._swapper.load(path, grammar, self._adapters.again)
 
     def hold(self, context: Context, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
         """See `PrefixHolds.hold`."""
@@ -218,9 +229,25 @@ class TorchEngine:
         """See `PrefixHolds.drop`."""
         self._memory.clear(self._pool.drop(cast("BlockHold", hold)))
 
-    def match(self, tokens: Sequence[int], *, salt: bytes = b"") -> int:
+    def match(self, tokens: Sequence[int], *, salt: bytes = b"", lora: str | None = None) -> int:
         """See `PrefixHolds.match`."""
-        return cached_length(self._pool, root_key(salt), tokens)
+        return cached_length(self._pool, self._adapters.root(salt, lora), tokens)
+
+    def load_lora(self, name: str, source: str) -> None:
+        """See `LoraAdapters.load_lora`."""
+        self._adapters.load(name, source)
+
+    def unload_lora(self, name: str) -> None:
+        """See `LoraAdapters.unload_lora`."""
+        self._adapters.shelf.remove(name)
+
+    def prefetch_lora(self, name: str) -> None:
+        """See `LoraAdapters.prefetch_lora`."""
+        self._adapters.shelf.prefetch(name)
+
+    def loras(self) -> Mapping[str, int]:
+        """See `LoraAdapters.loras`."""
+        return self._adapters.shelf.tokens()
 
     def release(self, context: Context) -> None:
         """See `Engine.release`. A context that is gone already is left alone."""
@@ -236,6 +263,8 @@ class TorchEngine:
             for block in blocks:
                 self._pool.forget(block)
         self._memory.clear(self._pool.release(blocks))
+        if own.lora is not None:
+            self._adapters.shelf.give_back(own.lora)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> Iterator[list[list[float]]]:
         """See `Engine.embed`. Mean-pooled last hidden states. Raises ValueError as `open` does."""
@@ -266,7 +295,7 @@ class TorchEngine:
         self._lookahead.close()
         if self._experts is not None:
             self._experts.close()
-        del self._runner, self._embedder
+        del self._runner, self._embedder, self._adapters
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
         for context, _ in entries:
@@ -319,7 +348,9 @@ class TorchEngine:
         emitting = [work.context for work in batch.emitting]
         self._lookahead.begin(emitting)
         try:
-            logits = self._runner.forward(batch.ids, batch.positions, batch.layout, self._memory, batch.rows)
+            logits = self._runner.forward(
+                batch.ids, batch.positions, batch.layout, self._memory, batch.rows, self._adapters.table(batch.works)
+            )
         finally:
             masks = self._lookahead.take()
         n = len(emitting)

@@ -108,6 +108,11 @@ class KvMemory:
                 chosen = part if everything else part[torch.tensor(rows)]
                 self._by_block(pool).index_copy_(0, device_index, chosen.to(pool.device))
 
+    def numbers(self, blocks: Sequence[int]) -> Tensor:
+        """All that stands in blocks, on the device: layer after layer, keys and values in turn; [numbers]."""
+        index = torch.tensor(blocks, device=self.device)
+        return torch.cat([self._by_block(pool).index_select(0, index).view(-1) for pool in self._pools()])
+
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Copy the first `n_tokens` of one block of every layer; zeros follow, whatever the source has there."""
         for pool in self._pools():

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aios_kernel.engine.torch.lora.sites import MARK, site_of
 from aios_kernel.engine.torch.native import linear as products
 from aios_kernel.engine.torch.native.layers import NativeLinear, gated
 
@@ -46,6 +47,7 @@ class PackedLinear(nn.Module):
         bias: Tensor | None = linear._parameters["bias"]
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         self.register_buffer("plain", weight if keep else None, persistent=False)
+        setattr(self, MARK, site_of(linear))
 
     def forward(self, rows: Tensor) -> Tensor:
         """The product, [..., in_features] to [..., out_features]."""

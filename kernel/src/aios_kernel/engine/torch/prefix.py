@@ -11,9 +11,13 @@ BLOCK = 16
 """Tokens in a KV block."""
 
 
-def root_key(salt: bytes) -> bytes:
-    """The key before the first block; contexts of different salts (trust domains) never share a block."""
-    return hashlib.sha256(b"aios-kv\0" + salt).digest()
+def root_key(salt: bytes, lora: bytes | None = None) -> bytes:
+    """The key before the first block: contexts of different salts (trust domains) or adapters never share a block.
+
+    `lora` is the digest of the adapter; the KV of equal tokens is another under another one.
+    """
+    root = hashlib.sha256(b"aios-kv\0" + salt).digest()
+    return root if lora is None else hashlib.sha256(b"aios-kv-lora\0" + lora + root).digest()
 
 
 def extend_keys(keys: list[bytes], root: bytes, tokens: Sequence[int]) -> None:

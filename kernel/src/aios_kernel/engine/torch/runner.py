@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from aios_kernel.engine.torch import attention
 from aios_kernel.engine.torch.compiled import CompiledForward, keep_rotations
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
 from aios_kernel.engine.torch.layout import Chunk, Layout
+from aios_kernel.engine.torch.lora.layers import attach
+from aios_kernel.engine.torch.lora.sites import find_sites
+from aios_kernel.engine.torch.lora.table import Switch, Table
 from aios_kernel.engine.torch.packed import pack_linears
 from aios_kernel.errors import Unsupported
 
@@ -46,8 +50,11 @@ class ModelRunner:
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
+        self.sites = find_sites(model)
         pack_linears(model, native=native)
         self._compiled: CompiledForward | None = None
+        self._compiled_adapted: CompiledForward | None = None
+        self._switch: Switch | None = None
         self.shapes = self._probe()
 
     @property
@@ -55,7 +62,15 @@ class ModelRunner:
         """Whether `compile` was called and succeeded."""
         return self._compiled is not None
 
-    def forward(self, ids: Tensor, positions: Tensor, layout: Layout, memory: KvMemory, rows: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        memory: KvMemory,
+        rows: Tensor,
+        adapters: Table | None = None,
+    ) -> Tensor:
         """Compute packed tokens and write their KV; give float32 logits of the rows asked for.
 
         Args:
@@ -64,13 +79,34 @@ class ModelRunner:
             layout: where they live.
             memory: the KV pool.
             rows: which of the tokens need logits, [n].
+            adapters: the tokens' LoRA adapters, once `take_adapters` was called; None: no token has one.
 
         Returns:
             Logits, [n, vocab].
         """
+        inputs = ids, positions, rows, (layout, memory)
+        if adapters is None:
+            return self._logits(*inputs) if self._compiled is None else self._run_compiled(self._compiled, *inputs)
+        assert self._switch is not None
+        with self._switch.running(adapters):
+            compiled = self._compiled_adapted
+            return self._logits(*inputs) if compiled is None else self._run_compiled(compiled, *inputs)
+
+    def take_adapters(self) -> None:
+        """Have the layers look for adapters from now on, in forwards that have some; the others run as before.
+
+        A compiled model is compiled once more, for these forwards.
+        """
+        if self._switch is not None:
+            return
+        self._switch = Switch()
+        attach(self.model, self._switch)
         if self._compiled is None:
-            return self._logits(ids, positions, rows, (layout, memory))
-        return self._run_compiled(ids, positions, rows, (layout, memory))
+            return
+        try:
+            self._compiled_adapted = self._compile_adapted(self._switch)
+        except Exception as error:  # noqa: BLE001 - as in `compile`
+            _log.warning("%s runs uncompiled where contexts have adapters: %s", type(self.model).__name__, error)
 
     def _logits(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward | int) -> Tensor:
         out = self.model(
@@ -89,26 +125,38 @@ class ModelRunner:
         model that the compiler cannot take, or a machine without a C++ compiler, runs as before.
         """
         started = time.monotonic()
-        recorder = _Recorder(self.dtype, self.device)
         keep_rotations(self.model)
         try:
-            with torch.inference_mode(), attention.running((_alone(_MANY, self.device), recorder), id(self)) as number:
-                ids, positions, rows = (torch.arange(n, device=self.device) for n in (_MANY, _MANY, _MANY // 2))
-                self._compiled = CompiledForward(
-                    self._logits, (ids[:1], positions[:1], rows[:1], number), (ids, positions, rows, number)
-                )
+            self._compiled = self._compile(self._logits)
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; the model still runs without it
             _log.warning("%s runs uncompiled: %s", type(self.model).__name__, error)
         else:
             _log.info("compiled %s in %.0f s", type(self.model).__name__, time.monotonic() - started)
 
-    def _run_compiled(self, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward) -> Tensor:
-        """The compiled forward, which would be made anew for no row and for one row of several tokens."""
-        assert self._compiled is not None
+    def _compile(self, forward: Callable[..., Tensor]) -> CompiledForward:
+        recorder = _Recorder(self.dtype, self.device)
+        with torch.inference_mode(), attention.running((_alone(_MANY, self.device), recorder), id(self)) as number:
+            ids, positions, rows = (torch.arange(n, device=self.device) for n in (_MANY, _MANY, _MANY // 2))
+            single = (ids[:1], positions[:1], rows[:1], number)
+            return CompiledForward(forward, single, (ids, positions, rows, number))
+
+    def _compile_adapted(self, switch: Switch) -> CompiledForward:
+        """The forward with adapters; while it is compiled no row has one."""
+
+        def adapted(ids: Tensor, positions: Tensor, rows: Tensor, number: int) -> Tensor:
+            return self._logits(ids, positions, rows, number)
+
+        with switch.running(Table([], self.sites, lambda adapter: adapter.weights, self.device)):
+            return self._compile(adapted)
+
+    def _run_compiled(
+        self, compiled: CompiledForward, ids: Tensor, positions: Tensor, rows: Tensor, forward: attention.Forward
+    ) -> Tensor:
+        """A compiled forward, which would be made anew for no row and for one row of several tokens."""
         least = min(2, len(ids))
         padded = torch.cat([rows, rows.new_zeros(least - len(rows))]) if len(rows) < least else rows
         with attention.running(forward, id(self)) as number:
-            return self._compiled(ids, positions, padded, number)[: len(rows)]
+            return compiled(ids, positions, padded, number)[: len(rows)]
 
     def _probe(self) -> list[LayerShape]:
         """Run two tokens through the model to learn what each of its layers stores."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.host import HostMemory
+from aios_kernel.engine.torch.lora.adapter import Adapter
 from aios_kernel.engine.torch.snapshot import TorchSnapshot, new_snapshot
 from aios_kernel.errors import SnapshotError
 
@@ -52,6 +53,8 @@ class _State(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     root: bytes
     grammar: str | None
+    lora: str | None = None
+    """Name of its adapter; the fingerprint has the adapter's content."""
 
 
 def state_of(context: TorchContext, fingerprint: str, pool: str, blocks: list[tuple[int, int]]) -> bytes:
@@ -68,6 +71,7 @@ def state_of(context: TorchContext, fingerprint: str, pool: str, blocks: list[tu
         sampling=context.sampling,
         root=context.root,
         grammar=context.grammar.dump() if context.grammar is not None else None,
+        lora=context.lora.name if context.lora is not None else None,
     )
     return msgspec.json.encode(state)
 
@@ -101,7 +105,9 @@ def write(path: Path, state: bytes, data: Sequence[Tensor]) -> None:
         building.unlink(missing_ok=True)
 
 
-def read(path: Path, grammar: Callable[[str], Grammar] | None, host: HostMemory) -> TorchSnapshot:
+def read(
+    path: Path, grammar: Callable[[str], Grammar] | None, host: HostMemory, loras: Callable[[str], Adapter]
+) -> TorchSnapshot:
     """Read a snapshot that `write` wrote, in this process or another.
 
     The file goes straight into the snapshot's memory; the library would map it, whose pages go when it is cut short.
@@ -110,9 +116,11 @@ def read(path: Path, grammar: Callable[[str], Grammar] | None, host: HostMemory)
         path: of the file.
         grammar: gives a grammar for what its `dump` gave.
         host: gives the memory.
+        loras: gives an adapter by its name, or raises SnapshotError.
 
     Raises:
-        SnapshotError: the file is gone, cut short, damaged or no snapshot, or its grammar cannot be made again.
+        SnapshotError: the file is gone, cut short, damaged or no snapshot, its grammar cannot be made again, or its
+            adapter is not loaded.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -127,6 +135,8 @@ def read(path: Path, grammar: Callable[[str], Grammar] | None, host: HostMemory)
         raise SnapshotError(f"the snapshot {path} is damaged or of another version", fix=_FIX)
     if state.grammar is not None:
         snapshot.state.grammar = _grammar_of(state.grammar, grammar)
+    if state.lora is not None:
+        snapshot.state.lora = loras(state.lora)
     return snapshot
 
 

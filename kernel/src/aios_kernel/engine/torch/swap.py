@@ -13,6 +13,7 @@ from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.host import HostMemory
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.lora.adapter import Adapter
 from aios_kernel.engine.torch.mover import Mover
 from aios_kernel.engine.torch.prefix import BLOCK
 from aios_kernel.engine.torch.snapshot import TorchSnapshot, new_snapshot
@@ -49,9 +50,11 @@ class Swapper:
             self._pool.copying(blocks, snapshot.copied)
         return snapshot
 
-    def load(self, path: Path, grammar: Callable[[str], Grammar] | None) -> TorchSnapshot:
+    def load(
+        self, path: Path, grammar: Callable[[str], Grammar] | None, loras: Callable[[str], Adapter]
+    ) -> TorchSnapshot:
         """See `snapshot_file.read`; also refuses what this engine cannot continue."""
-        snapshot = snapshot_file.read(path, grammar, self._host)
+        snapshot = snapshot_file.read(path, grammar, self._host, loras)
         self.check(snapshot)
         return snapshot
 
@@ -79,7 +82,7 @@ class Swapper:
     def _empty(self, context: TorchContext, blocks: list[tuple[int, int]]) -> TorchSnapshot:
         state = context.twin()
         state.cut_blocks(0)
-        named = (self._fingerprint, self._name)
+        named = (self._fingerprint_of(context), self._name)
         shapes, dtype = self._memory.shapes(len(blocks)), self._memory.dtype
         try:
             return new_snapshot(self._host, state, shapes, dtype, named=named, blocks=blocks)
@@ -88,13 +91,17 @@ class Swapper:
 
     def check(self, snapshot: TorchSnapshot) -> None:
         """Raise SnapshotError for a snapshot that this engine cannot continue."""
-        if snapshot.fingerprint != self._fingerprint:
-            raise SnapshotError(
-                f"the snapshot is of {snapshot.fingerprint}, this engine is {self._fingerprint}", fix=_FIX
-            )
+        own = self._fingerprint_of(snapshot.state)
+        if snapshot.fingerprint != own:
+            raise SnapshotError(f"the snapshot is of {snapshot.fingerprint}, this engine is {own}", fix=_FIX)
         n_blocks = len(snapshot.blocks)
         if [tuple(part.shape) for part in snapshot.data] != self._memory.shapes(n_blocks):
             raise SnapshotError("the snapshot's KV has another shape than this engine's", fix=_FIX)
+
+    def _fingerprint_of(self, context: TorchContext) -> str:
+        """What must be equal for a context to be continued: the engine, and the adapter's weights."""
+        lora = context.lora
+        return self._fingerprint if lora is None else f"{self._fingerprint}:lora:{lora.digest.hex()[:32]}"
 
     def _copy_out(self, snapshot: TorchSnapshot, blocks: list[int]) -> None:
         self._memory.read_into(snapshot.data, blocks)

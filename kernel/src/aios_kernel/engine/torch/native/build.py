@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("attention.cpp", "linear.cpp")
-_HEADERS = ("words.h",)
+_HEADERS = ("words.h", "lora.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _COMPILERS = ("g++", "clang++")
 _LIMIT_S = 120.0

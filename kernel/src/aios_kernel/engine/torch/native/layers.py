@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aios_kernel.engine.torch.lora.sites import site_of
+from aios_kernel.engine.torch.lora.table import Switch
+from aios_kernel.engine.torch.native import adapted
 from aios_kernel.engine.torch.native import linear as products
 
 _ALIKE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -20,6 +23,7 @@ class NativeLinear(nn.Module):
 
     bias: Tensor | None
     weight: Tensor
+    _switch: Switch | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -27,9 +31,18 @@ class NativeLinear(nn.Module):
         self.register_buffer("weight", products.packed(linear.weight.detach()), persistent=False)
         bias: Tensor | None = linear._parameters["bias"]
         self.register_buffer("bias", None if bias is None else products.padded_bias(bias.detach()), persistent=False)
+        self.site, self._switch, self._number = site_of(linear), None, 0
+
+    def attach(self, switch: Switch) -> None:
+        """Let adapters change the layer while the switch is on."""
+        if self.site >= 0:
+            self._switch, self._number = switch, switch.number
 
     def forward(self, rows: Tensor) -> Tensor:
         """The product, [..., in_features] to [..., out_features]."""
+        if self._switch is not None and self._switch.on:
+            multiply = torch.ops.aios.multiply_adapted if torch.compiler.is_compiling() else adapted.multiply
+            return multiply(rows, self.weight, self.bias, self.out_features, self._number, self.site)
         multiply = torch.ops.aios.multiply if torch.compiler.is_compiling() else products.multiply
         return multiply(rows, self.weight, self.bias, self.out_features)
 
@@ -50,6 +63,7 @@ class NativeGatedBlock(nn.Module):
 
     gate: Tensor
     up: Tensor
+    _switch: Switch | None
 
     def __init__(self, gate: NativeLinear, up: NativeLinear, down: nn.Module, activation: str) -> None:
         super().__init__()
@@ -58,9 +72,19 @@ class NativeGatedBlock(nn.Module):
         self.width, self.activation = up.out_features, activation
         self._number = products.ACTIVATIONS[activation]
         self.down = down
+        self.sites, self._switch, self._switch_number = (gate.site, up.site), None, 0
+
+    def attach(self, switch: Switch) -> None:
+        """Let adapters change gate and up while the switch is on; `down` is a layer of its own."""
+        if min(self.sites) >= 0:
+            self._switch, self._switch_number = switch, switch.number
 
     def forward(self, rows: Tensor) -> Tensor:
         """[..., inputs] to [..., inputs]."""
+        if self._switch is not None and self._switch.on:
+            product = torch.ops.aios.multiply_gated_adapted if torch.compiler.is_compiling() else adapted.multiply_gated
+            where = self._switch_number, *self.sites
+            return self.down(product(rows, self.gate, self.up, self.width, self._number, *where))
         multiply = torch.ops.aios.multiply_gated if torch.compiler.is_compiling() else products.multiply_gated
         return self.down(multiply(rows, self.gate, self.up, self.width, self._number))
 

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "words.h"
+#include "lora.h"
 
 namespace {
 
@@ -27,6 +27,8 @@ struct Call {
   const float *bias;                    // of whole panels, or null
   char *out;
   int64_t n_rows, words, width, activation, threads;
+  const Table *table;  // of the rows' adapters, or null
+  int64_t site, gate_site, next_site;  // layers: this one, its gate, and what is computed after it; -1: none
 };
 
 // x * sigmoid(by * ...): both activations have this form.
@@ -35,9 +37,12 @@ Floats activated(Floats x, int64_t activation) {
   return x / (1.0f + exponential(x * (x * x * -0.0713548163f - 1.5957691216f)));
 }
 
-// Add to `sums` the products of a block of R rows and a panel; fetch `lines` cache lines from `next` on meanwhile.
-template <class T, int R>
-void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *sums, const char *next, int64_t lines) {
+// Add to `sums` the products of a block of R rows and a panel; fetch `lines` cache lines from `next` on meanwhile, and
+// what of adapters is `ahead`, if anything.
+template <class T, bool ADAPTED, int R>
+void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *sums, const char *next, int64_t lines,
+              Ahead<typename T::Number> *ahead) {
+  const char *at = nullptr, *end = nullptr;
   Floats sum[R][2];
   for (int r = 0; r < R; r++)
     for (int half = 0; half < 2; half++) sum[r][half] = load(sums + r * PANEL + half * LANES);
@@ -47,6 +52,11 @@ void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *s
     std::memcpy(&high, panel + word * PANEL + LANES, sizeof high);
     if (word < lines) __builtin_prefetch(next + word * LINE, 0, 2);
     if (word + words < lines) __builtin_prefetch(next + (word + words) * LINE, 0, 2);
+    if (ADAPTED && (at < end || ahead->next(at, end))) {
+      __builtin_prefetch(at, 0, 2);
+      __builtin_prefetch(at + LINE, 0, 2);
+      at += 2 * LINE;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       sum[r][0] = T::multiply_add(sum[r][0], low, rows[word * R + r]);
@@ -57,11 +67,13 @@ void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *s
     for (int half = 0; half < 2; half++) save(sums + r * PANEL + half * LANES, sum[r][half]);
 }
 
-using Multiply = void (*)(const int32_t *, const int32_t *, int64_t, float *, const char *, int64_t);
+template <class T>
+using Multiply = void (*)(const int32_t *, const int32_t *, int64_t, float *, const char *, int64_t,
+                          Ahead<typename T::Number> *);
 
-template <class T, int... R>
-constexpr std::array<Multiply, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
-  return {multiply<T, R + 1>...};
+template <class T, bool ADAPTED, int... R>
+constexpr std::array<Multiply<T>, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
+  return {multiply<T, ADAPTED, R + 1>...};
 }
 
 // `n` cut into parts of at most `most`, as equal as can be: where part `i` begins.
@@ -79,9 +91,11 @@ struct Chunk {
   int64_t first, n_rows;
   Parts inputs, blocks;
   int32_t *laid;
+  const Added *added, *gate_added;  // to each row of the call, or null
 
-  Chunk(const Call &call, int64_t first, int64_t n_rows, int32_t *laid)
-      : call(call), first(first), n_rows(n_rows), inputs(call.words, MOST_WORDS), blocks(n_rows, MOST_ROWS), laid(laid) {}
+  Chunk(const Call &call, int64_t first, int64_t n_rows, int32_t *laid, const Added *added, const Added *gate_added)
+      : call(call), first(first), n_rows(n_rows), inputs(call.words, MOST_WORDS), blocks(n_rows, MOST_ROWS), laid(laid),
+        added(added), gate_added(gate_added) {}
 
   int32_t *block(int64_t part, int64_t b) const {
     return laid + inputs.begin(part) * n_rows + blocks.begin(b) * inputs.size(part);
@@ -111,36 +125,68 @@ struct Chunk {
     }
   }
 
-  // All rows through one panel of `weight`; `next` is what is read after it.
-  void pass(const int32_t *panel, const int32_t *next, float *sums) const {
-    static constexpr auto by_rows = multiplies<T>(std::make_integer_sequence<int, MOST_ROWS>{});
+  // What of adapters to fetch while block `b` passes panel `p`: what it adds to the next panel, and then, of the last
+  // pass of a panel, a share of what the next layer begins with.
+  Ahead<typename T::Number> ahead(const Added *rows, int64_t p, int64_t b, bool last) const {
+    const int64_t panels = (call.width + PANEL - 1) / PANEL, begin = first + blocks.begin(b);
+    const int64_t wanted = p + 1 < panels ? blocks.size(b) : 0;
+    const bool next = last && first == 0 && call.next_site >= 0;
+    const int64_t part = p * blocks.count + b, parts = panels * blocks.count;
+    return {rows + begin, rows + begin + wanted, p + 1, PANEL, call.table, call.next_site,
+            next ? call.table->n_units * part / parts : 0, next ? call.table->n_units * (part + 1) / parts : 0};
+  }
+
+  // All rows through panel `p` of `weight`; `next` is what is read after it; `rows` have adapters, or it is null.
+  void pass(const int32_t *panel, const int32_t *next, float *sums, const Added *rows, int64_t p, bool last) const {
+    constexpr auto each = std::make_integer_sequence<int, MOST_ROWS>{};
+    static constexpr auto plain = multiplies<T, false>(each), adapted = multiplies<T, true>(each);
+    const auto &by_rows = rows ? adapted : plain;
     std::memset(sums, 0, sizeof(float) * n_rows * PANEL);
     for (int64_t part = 0; part < inputs.count; part++) {
       const int64_t words = inputs.size(part), skipped = inputs.begin(part) * PANEL;
       const int64_t lines = (words * PANEL * 4 / LINE + blocks.count - 1) / blocks.count;
-      for (int64_t b = 0; b < blocks.count; b++)
+      for (int64_t b = 0; b < blocks.count; b++) {
+        Ahead<typename T::Number> wanted{};
+        if (rows && part == 0) wanted = ahead(rows, p, b, last);
         by_rows[blocks.size(b) - 1](block(part, b), panel + skipped, words, sums + blocks.begin(b) * PANEL,
-                                    (const char *)(next + skipped) + b * lines * LINE, lines);
+                                    (const char *)(next + skipped) + b * lines * LINE, lines, &wanted);
+      }
     }
   }
 
   void run(int64_t p, float *sums, float *gates) const {
     const int64_t size = call.words * PANEL;
-    if (call.gate) pass(call.gate + p * size, call.weight + p * size, gates);
+    if (p == 0) fetch(added, p);
+    if (p == 0) fetch(gate_added, p);
+    if (call.gate) pass(call.gate + p * size, call.weight + p * size, gates, gate_added, p, false);
     for (int64_t row = 0; row < n_rows; row++) {
       const char *o = (const char *)((typename T::Number *)call.out + (first + row) * call.width + p * PANEL);
       __builtin_prefetch(o, 1, 3);
       if (sizeof(typename T::Number) == 4) __builtin_prefetch(o + LINE, 1, 3);
     }
-    pass(call.weight + p * size, (call.gate ? call.gate : call.weight) + (p + 1) * size, sums);
+    pass(call.weight + p * size, (call.gate ? call.gate : call.weight) + (p + 1) * size, sums, added, p, true);
     for (int64_t row = 0; row < n_rows; row++) finish(row, p, sums + row * PANEL, gates + row * PANEL);
+  }
+
+  // Have the panel's part of the adapters fetched: it is wanted when the rows have passed.
+  void fetch(const Added *rows, int64_t p) const {
+    for (int64_t row = first; rows && row < first + n_rows; row++) {
+      const int64_t bytes = rows[row].rank * PANEL * sizeof(typename T::Number);
+      if (row > first && rows[row].b == rows[row - 1].b) continue;
+      for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)rows[row].b + p * bytes + at, 0, 2);
+    }
+  }
+
+  static Floats with(Floats x, const Added *rows, int64_t row, int64_t p, int at) {
+    return rows && rows[row].rank ? x + expanded<typename T::Number>(rows[row], p, PANEL, at) : x;
   }
 
   void finish(int64_t row, int64_t p, float *sums, const float *gates) const {
     for (int at = 0; at < PANEL; at += LANES) {
       Floats x = load(sums + at);
       if (call.bias) x += load(call.bias + p * PANEL + at);
-      if (call.gate) x *= activated(load(gates + at), call.activation);
+      x = with(x, added, first + row, p, at);
+      if (call.gate) x *= activated(with(load(gates + at), gate_added, first + row, p, at), call.activation);
       save(sums + at, x);
     }
     const int64_t column = p * PANEL, count = call.width - column;
@@ -159,11 +205,18 @@ void run(const Call &call) {
   static thread_local std::vector<int32_t> laid;
   laid.resize((size_t)(chunks.count ? (call.n_rows + chunks.count - 1) / chunks.count : 0) * call.words);
   int32_t *const shared = laid.data();
+  using Number = typename T::Number;
+  static thread_local Shrunk<Number> own, gates_own;
+  const auto shrunk = [&](Shrunk<Number> &rows, int64_t site) {
+    return rows.make(*call.table, site, (const Number *)call.rows, call.words * T::PER_WORD, (int)call.threads);
+  };
+  const Added *const added = call.table ? shrunk(own, call.site) : nullptr;
+  const Added *const gate_added = call.table && call.gate ? shrunk(gates_own, call.gate_site) : nullptr;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
   {
     alignas(64) float sums[MOST_ROWS * MOST_BLOCKS * PANEL], gates[MOST_ROWS * MOST_BLOCKS * PANEL];
     for (int64_t c = 0; c < chunks.count; c++) {
-      const Chunk<T> chunk(call, chunks.begin(c), chunks.size(c), shared);
+      const Chunk<T> chunk(call, chunks.begin(c), chunks.size(c), shared, added, gate_added);
 #pragma omp for schedule(static)
       for (int64_t b = 0; b < chunk.blocks.count; b++) chunk.lay(b);
 #pragma omp for schedule(static)

@@ -24,6 +24,8 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("rows", "weight", "gate", "bias", "out")),
         *((name, ctypes.c_int64) for name in ("n_rows", "words", "width", "activation", "threads")),
+        ("table", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("site", "gate_site", "next_site")),
     ]
 
 
@@ -64,15 +66,27 @@ def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> T
     Returns:
         [..., width], in the rows' dtype.
     """
-    return _run(rows, weight, None, bias, width, 0)
+    return product(rows, weight, None, bias, width)
 
 
 def multiply_gated(rows: Tensor, gate: Tensor, weight: Tensor, width: int, activation: int) -> Tensor:
     """`activation(rows @ gate.T) * (rows @ weight.T)`; arguments as of `multiply`, a number of `ACTIVATIONS`."""
-    return _run(rows, weight, gate, None, width, activation)
+    return product(rows, weight, gate, None, width, activation)
 
 
-def _run(rows: Tensor, weight: Tensor, gate: Tensor | None, bias: Tensor | None, width: int, activation: int) -> Tensor:
+def product(
+    rows: Tensor,
+    weight: Tensor,
+    gate: Tensor | None,
+    bias: Tensor | None,
+    width: int,
+    activation: int = 0,
+    added: tuple[int | None, int, int, int] = (None, -1, -1, -1),
+) -> Tensor:
+    """A product of any kind.
+
+    `added` is the address of a table of adapters, and numbers of layers: this one, its gate, the one that is next.
+    """
     rows = rows if rows.is_contiguous() else rows.contiguous()
     inputs = rows.shape[-1]
     out = rows.new_empty(*rows.shape[:-1], width)
@@ -87,6 +101,7 @@ def _run(rows: Tensor, weight: Tensor, gate: Tensor | None, bias: Tensor | None,
         width,
         activation,
         torch.get_num_threads(),
+        *added,
     )
     _function(rows.dtype)(ctypes.byref(call))
     return out
