@@ -82,9 +82,14 @@ def test_stops_across_tokens_and_characters(codecs: Any, text: str, stops: list[
 
 
 @settings(deadline=None)
-@given(text=PIECES, limit=st.integers(1, 20), kind=st.sampled_from(["byte_level", "byte_fallback"]))
+@given(
+    text=PIECES,
+    limit=st.integers(1, 20),
+    kind=st.sampled_from(["byte_level", "byte_fallback"]),
+    kept=st.booleans(),
+)
 def test_a_quiet_answer_is_the_same_and_shows_nothing_before_its_end(
-    codecs: Any, text: str, limit: int, kind: str
+    codecs: Any, text: str, limit: int, kind: str, kept: bool
 ) -> None:
     codec = codecs(kind)
     tokens = [*codec.encode(text), min(codec.end_tokens)]
@@ -92,8 +97,10 @@ def test_a_quiet_answer_is_the_same_and_shows_nothing_before_its_end(
     quiet = Generation(2, dataclasses.replace(loud.order, quiet=True), codec, codec.stream(CALL), 0.0)
     context: Any = None
     for token in tokens[: min(limit, len(tokens)) - 1]:
-        assert quiet.accept(StepOutput(context, 1, token)) is None
+        assert not loud.keep(token)
+        assert quiet.keep(token) if kept else quiet.accept(StepOutput(context, 1, token)) is None
         assert quiet.ended is None
+    assert not quiet.keep(tokens[min(limit, len(tokens)) - 1])
     _, result = run(quiet, tokens[min(limit, len(tokens)) - 1 :])
     assert result == run(loud, tokens)[1]
 

@@ -113,6 +113,15 @@ class Generation:
     def __post_init__(self) -> None:
         self.stops = StopFilter(self.order.stop)
 
+    def keep(self, token: int) -> bool:
+        """Take a token of a quiet answer that only goes on; False: nothing was done, and `accept` has to look at it."""
+        order = self.order
+        if not order.quiet or token in self.codec.end_tokens or self.generated + 1 >= order.max_tokens:
+            return False
+        self.generated += 1
+        self._untold.append(token)
+        return True
+
     def accept(self, output: StepOutput) -> LlmDelta | None:
         """Take an emitted token; gives what became visible. May set `ended`."""
         token, order = output.token, self.order

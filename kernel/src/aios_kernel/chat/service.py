@@ -109,7 +109,8 @@ class ChatService:
     def _is_quiet(self, call: LlmChat) -> bool:
         """Whether an answer's text can wait for its end; a server that ends answers itself tells that by a piece."""
         sampling = call.sampling
-        return not (call.stream or sampling.stop or sampling.logprobs) and self._fitter is not None
+        heard = call.stream or sampling.stop or sampling.logprobs or sampling.forced is not None
+        return not heard and self._fitter is not None
 
     def _check_model(self, asked: str | None) -> None:
         if asked is None or asked == self._model.name or not self._strict:

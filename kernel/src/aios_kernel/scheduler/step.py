@@ -176,11 +176,11 @@ class Stepper:
         """One more token of each, and nothing else that the policy would have to hear of now."""
         self.tokens_computed += len(outputs)
         for held, output in zip(members, outputs, strict=True):
-            held.generation.computed += 1
-            if output.token is None:
+            token = output.token
+            if token is None:
                 self.interrupt()
                 self._fail(held, output)
-            else:
+            elif not held.generation.keep(token):
                 self._show(held, output)
 
     def _accept_all(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:

@@ -45,11 +45,12 @@ class Stretch:
         self._untold += 1
 
     def end(self) -> None:
-        """Tell the policy what has been computed; it is asked again before the next step."""
+        """Book what has been computed and tell the policy; it is asked again before the next step."""
         self.left = 0
         steps, self._untold = self._untold, 0
         if steps:
             for held in self.members:
                 generation = held.generation
+                generation.computed += steps
                 self._roster.tell(Computed(generation.id, generation.order.program, steps, steps))
         self.members = ()
