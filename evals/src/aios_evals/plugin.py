@@ -226,6 +226,22 @@ def step(
 
 
 @bench.command()
+def overhead(
+    json: Json = False,
+    full: Full = False,
+    path: Annotated[list[str] | None, typer.Option(help="engine, kernel, socket, stream; again for several.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clients, each with one call open.")] = 32,
+) -> None:
+    """The same token work on the engine itself, through the kernel and its socket: tokens per CPU-second, first one."""
+    from aios_evals import report
+    from aios_evals.overhead_bench.run import DTYPES, PATHS, run
+
+    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, rounds=60 if full else 15)
+    report.emit("overhead", rows, json=json)
+
+
+@bench.command()
 def memory(
     json: Json = False,
     full: Full = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hypothesis import given, settings
@@ -78,6 +79,30 @@ def test_stops_across_tokens_and_characters(codecs: Any, text: str, stops: list[
         assert len(result.text) < min(ends)
         assert not any(stop in result.text for stop in stops)
         assert any(said[len(result.text) :].startswith(stop) for stop in stops)
+
+
+@settings(deadline=None)
+@given(
+    text=PIECES,
+    limit=st.integers(1, 20),
+    kind=st.sampled_from(["byte_level", "byte_fallback"]),
+    kept=st.booleans(),
+)
+def test_a_quiet_answer_is_the_same_and_shows_nothing_before_its_end(
+    codecs: Any, text: str, limit: int, kind: str, kept: bool
+) -> None:
+    codec = codecs(kind)
+    tokens = [*codec.encode(text), min(codec.end_tokens)]
+    loud = generation(codec, max_tokens=limit)
+    quiet = Generation(2, dataclasses.replace(loud.order, quiet=True), codec, codec.stream(CALL), 0.0)
+    context: Any = None
+    for token in tokens[: min(limit, len(tokens)) - 1]:
+        assert not loud.keep(token)
+        assert quiet.keep(token) if kept else quiet.accept(StepOutput(context, 1, token)) is None
+        assert quiet.ended is None
+    assert not quiet.keep(tokens[min(limit, len(tokens)) - 1])
+    _, result = run(quiet, tokens[min(limit, len(tokens)) - 1 :])
+    assert result == run(loud, tokens)[1]
 
 
 def test_a_limit_in_the_middle_of_a_character_or_a_stop(codecs: Any) -> None:

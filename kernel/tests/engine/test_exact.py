@@ -29,6 +29,24 @@ def test_long_decode_of_a_steady_batch(driver: Any, oracle: Any, prompt: Prompt,
         oracle.check(tokens, answer)
 
 
+def test_a_steady_batch_outgrows_its_room_and_is_forked(
+    driver: Any, oracle: Any, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables with room for two blocks more; a twin that shares everything goes its own way in the middle of a block."""
+    monkeypatch.setattr("aios_kernel.engine.torch.decoding._SPARE", 2)
+    prompts = [prompt(48), [*prompt(32), *prompt(9, seed=3)], prompt(17, seed=4)]
+    contexts = [driver.open(tokens) for tokens in prompts]
+    answers = driver.answers(contexts, [60, 60, 60])
+    twin = driver.engine.fork(contexts[0])
+    more = driver.answers([*contexts, twin], [20, 20, 20, 20])
+    oracle.check(prompts[0], answers[0] + more[3])
+    answers = [first + then for first, then in zip(answers, more, strict=False)]
+    for answer, then in zip(answers, driver.answers(contexts, [40, 40, 40]), strict=True):
+        answer += then
+    for tokens, answer in zip(prompts, answers, strict=True):
+        oracle.check(tokens, answer)
+
+
 def test_members_of_a_batch_come_and_go(driver: Any, oracle: Any, prompt: Prompt) -> None:
     prompts = [prompt(20 + number, number) for number in range(4)]
     contexts = [driver.open(tokens) for tokens in prompts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from aios_kernel.engine.torch.native import linear as products
+from aios_kernel.engine.torch.native.fused import NativePart
 from aios_kernel.engine.torch.native.layers import NativeGatedBlock, NativeLinear, gated
 from aios_kernel.engine.torch.packed import pack_linears
 
@@ -144,3 +146,59 @@ def test_what_computes_something_else_is_left_alone(block: Gated) -> None:
     assert model[0] is block
     assert isinstance(block.gate_proj, NativeLinear)
     assert gated(block) is None
+
+
+class Inputs(nn.Module):
+    """Queries, keys and values as an attention makes them; `order` is that of the calls."""
+
+    def __init__(self, *, bias: bool, order: str = "qkv") -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(64, 128, bias=bias), nn.Linear(64, 32, bias=bias)
+        self.v_proj = nn.Linear(64, 64, bias=bias)
+        self._order = order
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        made = [getattr(self, f"{name}_proj")(x) for name, x in zip(self._order, inputs, strict=True)]
+        return torch.cat(made, dim=-1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("order", ["qkv", "vkq", "kqv"])
+def test_layers_of_the_same_rows_are_one_product(bias: bool, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Inputs(bias=bias, order=order).requires_grad_(False)
+    apart: Any = nn.Sequential(block)
+    together: Any = nn.Sequential(copy.deepcopy(block))
+    with monkeypatch.context() as patch:
+        patch.setattr("aios_kernel.engine.torch.packed.fuse_inputs", id)
+        pack_linears(apart)
+    pack_linears(together)
+    assert isinstance(together[0].k_proj, NativePart)
+    calls = counted(monkeypatch)
+    x, other = torch.randn(1, 6, 64), torch.randn(1, 6, 64)
+    for inputs in ((x, x, x), (x, other, x), (other, other, x), (x, x, x)):
+        expected = apart[0](*inputs)
+        calls.clear()
+        assert torch.equal(together[0](*inputs), expected)
+        if order == "qkv" and inputs[0] is inputs[1] is inputs[2]:
+            assert len(calls) == 1
+        assert order != "qkv" or together[0].q_proj.group._product is None
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each product."""
+    calls: list[int] = []
+    real = products.multiply
+
+    def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, width: int) -> Tensor:
+        calls.append(width)
+        return real(rows, weight, bias, width)
+
+    monkeypatch.setattr(products, "multiply", multiply)
+    return calls
+
+
+def test_layers_of_other_widths_stay_apart() -> None:
+    model = nn.Sequential(Inputs(bias=False)).requires_grad_(False)
+    model[0].k_proj = nn.Linear(64, 20, bias=False).requires_grad_(False)  # not of whole panels
+    pack_linears(model)
+    assert isinstance(model[0].q_proj, NativeLinear)

@@ -105,7 +105,8 @@ class _Watched:
         return [
             *_engine_places(self._engine),
             (self._engine, "step", "rest"),
-            (stepper, "_accept", "accept"),
+            (stepper, "_accept_all", "accept"),
+            (stepper, "_accept_more", "accept"),
             (stepper, "run", "schedule"),
             (self._dispatcher, "_take_orders", "orders"),
             (self._dispatcher, "_flush", "deliver"),

@@ -40,6 +40,8 @@ class Order:
     """When the caller gives up, in `time.monotonic()` seconds."""
     lora: str | None = None
     """The model's LoRA adapter."""
+    quiet: bool = False
+    """Nobody hears of the answer before its end, and nothing in its text ends it: it is made out of the tokens then."""
 
 
 class StopFilter:
@@ -105,20 +107,34 @@ class Generation:
     counted: Usage | None = None
     """Tokens as the engine counted them, if it does."""
     stops: StopFilter = field(init=False)
+    _untold: list[int] = field(default_factory=list[int])
+    """Tokens of a quiet answer that were not turned into text yet."""
 
     def __post_init__(self) -> None:
         self.stops = StopFilter(self.order.stop)
 
+    def keep(self, token: int) -> bool:
+        """Take a token of a quiet answer that only goes on; False: nothing was done, and `accept` has to look at it."""
+        order = self.order
+        if not order.quiet or token in self.codec.end_tokens or self.generated + 1 >= order.max_tokens:
+            return False
+        self.generated += 1
+        self._untold.append(token)
+        return True
+
     def accept(self, output: StepOutput) -> LlmDelta | None:
         """Take an emitted token; gives what became visible. May set `ended`."""
-        token = output.token
+        token, order = output.token, self.order
         assert token is not None
         self.generated += 1
-        if self.order.sampling.forced and output.argmax is not None:
+        if order.sampling.forced and output.argmax is not None:
             self.argmax.append(output.argmax)
         if token in self.codec.end_tokens:
             return self._end("stop")
-        logprobs = self._logprob(output)
+        if order.quiet:
+            self._untold.append(token)
+            return self._end("length") if self.generated >= order.max_tokens else None
+        logprobs = self._logprob(output) if order.logprobs else None
         piece = self.stream.push(token)
         delta = self._show(piece, logprobs)
         self.counted = piece.usage or self.counted
@@ -126,7 +142,7 @@ class Generation:
             self._close("stop")
         elif piece.end is not None:
             return _joined(delta, self._end(piece.end))
-        elif self.generated >= self.order.max_tokens:
+        elif self.generated >= order.max_tokens:
             return _joined(delta, self._end("length"))
         return delta
 
@@ -146,7 +162,7 @@ class Generation:
         )
 
     def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
-        if not self.order.logprobs or output.logprob is None or output.token is None:
+        if output.logprob is None or output.token is None:
             return []
         entry = self._told(output.token, output.logprob, output.top)
         self.logprobs.append(entry)
@@ -160,12 +176,14 @@ class Generation:
         text = self.stops.push(piece.text)
         if text:
             self.text.append(text)
+        if not (piece.tool_calls or logprobs):
+            return LlmDelta(text=text, index=self.index) if text else None
         self.tool_calls.extend(piece.tool_calls)
-        if not (text or piece.tool_calls or logprobs):
-            return None
         return LlmDelta(text=text, tool_calls=list(piece.tool_calls), logprobs=logprobs or [], index=self.index)
 
     def _end(self, reason: FinishReason) -> LlmDelta | None:
+        for token in self._untold:
+            self._show(self.stream.push(token))
         delta = self._show(self.stream.finish())
         if not self.stops.hit and (held := self.stops.finish()):
             self.text.append(held)

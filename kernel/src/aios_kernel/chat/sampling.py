@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import random
 from typing import Any
 
 from aios_kernel.engine.protocol import Capabilities, SamplingParams
@@ -15,6 +15,8 @@ MOST_ANSWERS = 64
 _COLDEST = 1e-5
 """A lower temperature is greedy decoding."""
 _SEED_BITS = 63
+_seeds = random.Random()
+"""Seeds are no secrets, and asking the system for each took longer than the rest of a call's preparation."""
 
 
 def resolve(asked: Sampling, defaults: SamplingParams, forced: tuple[int, ...]) -> SamplingParams:
@@ -30,7 +32,7 @@ def resolve(asked: Sampling, defaults: SamplingParams, forced: tuple[int, ...]) 
         defaults,
         **chosen,
         logit_bias=tuple(asked.logit_bias.items()),
-        seed=secrets.randbits(_SEED_BITS) if asked.seed is None else asked.seed,
+        seed=_seeds.getrandbits(_SEED_BITS) if asked.seed is None else asked.seed,
         top_logprobs=asked.top_logprobs if asked.logprobs else None,
         prompt_logprobs=asked.prompt_logprobs,
         forced=forced,

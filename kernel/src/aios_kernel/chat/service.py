@@ -90,6 +90,7 @@ class ChatService:
             root=program.root,
             deadline_s=deadline_s,
             lora=lora,
+            quiet=self._is_quiet(call),
         )
         return Generation(number, order, codec, codec.stream(call), time.monotonic())
 
@@ -110,6 +111,12 @@ class ChatService:
         order = dataclasses.replace(first.order, sampling=sampling, grammar=grammar)
         codec = self._model.codec
         return Generation(number, order, codec, codec.stream(call), first.arrived_s, index=index, first=first)
+
+    def _is_quiet(self, call: LlmChat) -> bool:
+        """Whether an answer's text can wait for its end; a server that ends answers itself tells that by a piece."""
+        sampling = call.sampling
+        heard = call.stream or sampling.stop or sampling.logprobs or sampling.forced is not None
+        return not heard and self._fitter is not None
 
     def _check_model(self, asked: str | None) -> None:
         if asked is None or asked == self._model.name or not self._strict:

@@ -166,7 +166,7 @@ class Dispatcher:
             if wait:
                 self._stepper.look()
                 self._obey(self._inbox.get(timeout=self._patience_s()))
-            while not self._stopping:
+            while not self._stopping and not self._inbox.empty():
                 self._obey(self._inbox.get_nowait())
         except queue.Empty:
             pass
@@ -187,6 +187,7 @@ class Dispatcher:
 
     def _obey(self, order: Callable[[], object]) -> None:
         try:
+            self._stepper.interrupt()
             order()
         except Exception:  # noqa: BLE001 - one order must not end the thread that serves all
             _log.exception("an order to the dispatcher failed")

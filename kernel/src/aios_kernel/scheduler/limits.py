@@ -131,6 +131,8 @@ class Limited:
         _strike(plan, unseen)
         plan.refuse.extend((task.id, error) for task, error in refused)
         plan.patient = plan.patient or bool(hidden)
+        if self._meters_of:
+            plan.repeat = 0  # rates are looked at in every step
         plan.waits |= {number: "its rate" if wait_s else "its cap of calls" for number, wait_s in hidden.items()}
         if view.can_swap:
             long = [tasks[number] for number, wait_s in hidden.items() if wait_s > _LONG_S]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _RESIDENT, _SWAPPED = Residency.RESIDENT, Residency.SWAPPED
 _DEARER = 4
 """How much more room is kept for growth where contexts swap: the device is busier, and computing anew dearer."""
+REPEAT = 15
+"""Steps that a plan holds for when nothing is to be decided."""
+_SOON_S = 1.0
 _PASSED = 64
 """Calls or contexts that are passed over in one decision, as what is tried in vain."""
 
@@ -47,7 +50,21 @@ class Decision(Room):
         if not self._runs:
             self._start_one()
         self._plan.run = fill(self._view, self._runs, self._knobs.chunk, self._reserve)
+        if self._is_steady():
+            self._plan.repeat = min(REPEAT, self._view.block_size - 1)  # no task takes more than a block until then
         return self._plan
+
+    def _is_steady(self) -> bool:
+        """Whether all that are in decode, with room to do so, nothing moves, and there is nobody else to decide on."""
+        runs, plan = self._runs, self._plan
+        if not runs or self._policy.waiting or self._preempted or plan.stow or plan.fetch or plan.drop:
+            return False
+        if len(plan.run) < len(runs) or self._view.kv_free - self._reserve < len(runs) * self._view.block_size:
+            return False
+        if not all(task.pending == 1 and task.generated for task in runs):
+            return False
+        soonest_s = next((rest_s for rest_s, _ in self._kept.away(self._now_s)), _SOON_S)
+        return soonest_s >= _SOON_S  # else it may have to be fetched meanwhile
 
     def _drop_cold(self) -> None:
         """Queued calls that share nothing with what their programs have parked in the pool have no use for it."""

@@ -150,6 +150,9 @@ class Plan:
     """What tasks wait for if not for room, in words, for whoever looks at them."""
     patient: bool = False
     """That nothing runs is meant so: a task waits for the time to pass (a rate)."""
+    repeat: int = 0
+    """Of a plan whose tasks all decode: for how many steps more it holds, unless something happens meanwhile (an event,
+    an end, a pool that gets short of blocks). For so long the policy is not asked; then it is told of all of them."""
 
 
 class Arrived(msgspec.Struct, frozen=True):
@@ -160,7 +163,7 @@ class Arrived(msgspec.Struct, frozen=True):
 
 
 class Computed(msgspec.Struct, frozen=True):
-    """A step computed `tokens` of a task, of which `generated` (0 or 1) were emitted."""
+    """A step computed `tokens` of a task, of which `generated` (0 or 1) were emitted; or several (`Plan.repeat`)."""
 
     task: int
     program: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aios_kernel import errors
@@ -13,6 +13,7 @@ from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
 from aios_kernel.scheduler.moves import Moves
 from aios_kernel.scheduler.protocol import Computed, Plan, Residency, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
+from aios_kernel.scheduler.stretch import Stretch
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Stepper:
         self._contexts = contexts
         self._wait = wait
         self._moves = Moves(roster, contexts)
+        self._stretch = Stretch(roster)
         self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
         self.tokens_computed = 0
@@ -54,12 +56,21 @@ class Stepper:
     def run(self) -> None:
         """One step; a fault outside the engine ends the open generations, never the thread."""
         try:
-            self._step()
+            if self._stretch.left and self._has_blocks():
+                self._go_on()
+            else:
+                self._step()
         except Exception as error:  # noqa: BLE001 - the thread must live; the calls concerned must end
+            self._stretch.end()
             _log.exception("a step failed outside the engine")
             self._roster.fail_all(errors.InternalError(f"the dispatcher failed: {error}"))
 
+    def interrupt(self) -> None:
+        """Something is about to happen: the policy is to know all that was computed, and is asked again after it."""
+        self._stretch.end()
+
     def _step(self) -> None:
+        self._stretch.end()
         self._contexts.settle()
         self.view = self._view()
         plan = self._roster.policy.decide(self.view, time.monotonic())
@@ -70,6 +81,8 @@ class Stepper:
         batch = self._batch(plan)
         if batch:
             self._compute(batch)
+            if plan.repeat and not moved:
+                self._stretch.begin(batch, plan.repeat)
         elif moved and self._may_move_on():
             self._fruitless += 1
         elif plan.patient:
@@ -126,17 +139,52 @@ class Stepper:
             if held.generation.started_s is None:
                 held.generation.started_s = now
                 self._roster.note(Update(held.generation))
+        members = [held for held, _, _ in batch]
+        outputs = self._run_engine(members, [(context, tokens) for _, context, tokens in batch])
+        if outputs:
+            self._accept_all(members, outputs)
+
+    def _run_engine(self, members: Sequence[Held], plan: list[tuple[Context, int]]) -> Sequence[StepOutput]:
+        """Nothing comes of it if the whole step fails; that is dealt with here."""
         try:
-            outputs = self._engine.step([(context, tokens) for _, context, tokens in batch])
+            outputs = self._engine.step(plan)
         except KvExhausted:
-            self._relieve([held for held, _, _ in batch])
-            return
+            self.interrupt()
+            self._relieve(members)
+            return ()
         except Exception as error:  # noqa: BLE001 - whatever a forward raises ends its batch, not the kernel
             _log.exception("a step of the engine failed")
-            self._roster.fail([held for held, _, _ in batch], engine_error(error))
-            return
+            self.interrupt()
+            self._roster.fail(members, engine_error(error))
+            return ()
         self._fruitless = 0
-        for (held, _, _), output in zip(batch, outputs, strict=True):
+        return outputs
+
+    def _go_on(self) -> None:
+        """A step like the last one."""
+        members = self._stretch.members
+        outputs = self._run_engine(members, self._stretch.plan)
+        if outputs:
+            self._stretch.stepped()
+            self._accept_more(members, outputs)
+
+    def _has_blocks(self) -> bool:
+        """Whether the pool has a block for each context that goes on."""
+        return self._engine.kv_free() >= len(self._stretch.members) * self._engine.capabilities.block_size
+
+    def _accept_more(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:
+        """One more token of each, and nothing else that the policy would have to hear of now."""
+        self.tokens_computed += len(outputs)
+        for held, output in zip(members, outputs, strict=True):
+            token = output.token
+            if token is None:
+                self.interrupt()
+                self._fail(held, output)
+            elif not held.generation.keep(token):
+                self._show(held, output)
+
+    def _accept_all(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:
+        for held, output in zip(members, outputs, strict=True):
             self._accept(held, output)
 
     def _accept(self, held: Held, output: StepOutput) -> None:
@@ -150,11 +198,14 @@ class Stepper:
             generation.note_prompt(output.prompt)
         self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted))
         if output.error is not None:
-            error = output.failure or errors.EngineError(output.error, fix="aios doctor")
-            self._roster.fail([held], error)
+            self._fail(held, output)
         elif emitted:
-            self._roster.prompt_computed(held)
+            if not generation.generated:
+                self._roster.prompt_computed(held)
             self._show(held, output)
+
+    def _fail(self, held: Held, output: StepOutput) -> None:
+        self._roster.fail([held], output.failure or errors.EngineError(output.error or "", fix="aios doctor"))
 
     def _show(self, held: Held, output: StepOutput) -> None:
         generation = held.generation
@@ -162,17 +213,20 @@ class Stepper:
             delta = generation.accept(output)
         except Exception as error:  # noqa: BLE001 - an answer that cannot be turned into text ends alone
             _log.exception("a token could not be taken")
+            self.interrupt()
             spoilt = errors.InternalError(f"the answer could not be read: {error}", fix="aios doctor")
             self._roster.fail([held], spoilt)
             return
         if generation.ended is not None:
+            self.interrupt()
             self._roster.end(held)
-        if delta is not None or generation.ended is not None:
-            self._roster.note(Update(generation, delta, ended=generation.ended is not None))
+            self._roster.note(Update(generation, delta, ended=True))
+        elif delta is not None:
+            self._roster.note(Update(generation, delta))
 
     # --- when memory is short ---------------------------------------------------------------------------------------
 
-    def _relieve(self, group: list[Held]) -> None:
+    def _relieve(self, group: Sequence[Held]) -> None:
         """The pool was fuller than the plan knew: what is parked goes first, then the newest is swapped out.
 
         The newest ends when swapping it out would free nothing.

@@ -80,13 +80,12 @@ def paged_attention(
     scale: float = options.get("scaling") or query.shape[-1] ** -0.5
     window, softcap = options.get("sliding_window"), options.get("softcap")
     if isinstance(forward, int):
-        return opaque_attention(query, key, value, forward, layer, scale, window, softcap), None
+        return torch.ops.aios.paged_attention(query, key, value, forward, layer, scale, window, softcap), None
     layout, memory = forward
     return _attend(query, key, value, layout, _Attend(memory, layer, scale, window, softcap)), None
 
 
-@torch.library.custom_op("aios::paged_attention", mutates_args=())
-def opaque_attention(  # noqa: PLR0913 - an operation takes tensors and numbers only
+def attend_by_number(  # noqa: PLR0913 - an operation takes tensors and numbers only
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -105,9 +104,18 @@ def opaque_attention(  # noqa: PLR0913 - an operation takes tensors and numbers 
     return _attend(query, key, value, layout, _Attend(memory, layer, scale, window, softcap))
 
 
-@opaque_attention.register_fake
 def _shape_of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+_operations = torch.library.Library("aios", "FRAGMENT")
+_operations.define(
+    "paged_attention(Tensor query, Tensor key, Tensor value, SymInt forward, SymInt layer, float scale, "
+    "SymInt? window, float? softcap) -> Tensor"
+)
+for _device in ("CPU", "CUDA"):
+    _operations.impl("paged_attention", attend_by_number, _device)
+torch.library.register_fake("aios::paged_attention", _shape_of_attention, lib=_operations)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, attend: _Attend) -> Tensor:

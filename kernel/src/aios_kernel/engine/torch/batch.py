@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from aios_kernel.engine.protocol import TokenScore
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.decoding import DecodingRows
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.layout import Chunk, Layout, decode_groups
 from aios_kernel.engine.torch.native.plan import plan
@@ -67,7 +69,9 @@ class Batch:
     """All works, in the order of their tokens."""
 
 
-def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) -> Batch:
+def pack(
+    works: Sequence[Work], cache: DenseCache | None, device: torch.device, last: DecodingRows | None = None
+) -> Batch:
     """Lay out the works, each with at least one token: single tokens first.
 
     Args:
@@ -75,7 +79,12 @@ def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) 
         cache: gives the gathered KV of contexts that decoded together in the last step already; None: the compiled
             attention runs, which reads the blocks themselves.
         device: of the model.
+        last: what the last step has left of its layout, for steps of the compiled attention in which all decode.
     """
+    if last is not None and cache is None:
+        if all(work.n_tokens == 1 and work.finishes for work in works):
+            return _pack_decoding(works, last)
+        last.forget()
     single = [work for work in works if work.n_tokens == 1]
     # With copies the longest context leads; without, those that begin alike are neighbours.
     single.sort(key=lambda work: -work.context.n_blocks if cache else work.context.head)
@@ -109,6 +118,25 @@ def pack(works: Sequence[Work], cache: DenseCache | None, device: torch.device) 
         scoring=scoring,
         works=packed,
     )
+
+
+def _pack_decoding(works: Sequence[Work], last: DecodingRows) -> Batch:
+    """Every context computes its last token, behind the prompt, on the CPU."""
+    ids, plan = last.lay([work.context for work in works])
+    rows = [works[place] for place in last.order]
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.from_numpy(plan.positions),
+        layout=Layout(torch.from_numpy(plan.slots), [], [], plan),
+        rows=_first(len(rows)),
+        emitting=rows,
+        scoring=[],
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _first(n: int) -> Tensor:
+    return torch.arange(n)
 
 
 def _layout(

@@ -34,7 +34,7 @@ def accept_first_choices(contexts: Sequence[TorchContext], picks: Sequence[Pick]
         grammar = context.grammar
         if grammar is None:
             continue
-        if context.sampled_by_grammar or known is False:
+        if known is False or (not context.greedy and context.sampled_by_grammar):
             rows.append(row)
         elif known:
             grammar.accept_later(pick.token)
@@ -53,7 +53,18 @@ def mask(logits: Tensor, contexts: Sequence[TorchContext], picks: Sequence[Pick]
         picks: one a row.
         masks: those that were made beside the forward.
     """
-    for pick, error in zip(picks, masks.apply(logits, contexts), strict=True):
+    _tell(picks, masks.apply(logits, contexts))
+
+
+def allowed(logits: Tensor, contexts: Sequence[TorchContext], picks: Sequence[Pick], masks: Masks) -> Tensor:
+    """The tokens that the grammars allow as bits, int32, [contexts, ceil(vocab / 32)]; arguments as of `mask`."""
+    bits, errors = masks.bits(contexts, logits.shape[1])
+    _tell(picks, errors)
+    return bits
+
+
+def _tell(picks: Sequence[Pick], errors: Sequence[str | None]) -> None:
+    for pick, error in zip(picks, errors, strict=True):
         if error is not None:
             pick.error = f"the grammar failed: {error}"
 

@@ -22,6 +22,7 @@ class TorchContext:
         cached: how many prompt tokens came from the prefix cache instead of a forward. It can still grow while the
             prompt is prefilled, when another context computes the same prefix first.
         emitted: tokens emitted so far; the index into `sampling.forced` and the counter of the random numbers.
+        greedy: its sampling asks for the model's first choice and nothing else (`SamplingParams.plain`).
         root: content key that the chain of block keys starts from.
         keys: content keys of the full blocks of `tokens`.
         published: full blocks that were offered to the prefix cache.
@@ -41,6 +42,7 @@ class TorchContext:
         "computed",
         "emitted",
         "grammar",
+        "greedy",
         "head",
         "keys",
         "lora",
@@ -67,8 +69,7 @@ class TorchContext:
         self.prompt = len(self.tokens)
         self.computed = 0
         self.cached = 0
-        self.sampling = sampling
-        self.grammar = grammar
+        self.sample_by(sampling, grammar)
         self.emitted = 0
         self.root = root
         self.lora = lora
@@ -80,6 +81,17 @@ class TorchContext:
         self.n_blocks = 0
         self.head = self.tail = -1
         self._table: NDArray[np.int64] = np.zeros(max(8, len(self.tokens) // BLOCK + 4), dtype=np.int64)
+
+    def sample_by(self, sampling: SamplingParams, grammar: Grammar | None) -> None:
+        """How its next tokens are chosen."""
+        self.sampling = sampling
+        self.grammar = grammar
+        self.greedy = sampling.plain
+
+    @property
+    def plain(self) -> bool:
+        """Whether its token is the model's own first choice, and nothing else is to be told."""
+        return self.greedy and self.grammar is None
 
     @property
     def pending(self) -> int:

@@ -23,6 +23,7 @@ from aios_kernel.engine.protocol import (
 from aios_kernel.engine.torch.batch import Work, pack
 from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.decoding import DecodingRows
 from aios_kernel.engine.torch.dense import DenseCache
 from aios_kernel.engine.torch.embedding import TextEmbedder
 from aios_kernel.engine.torch.experts.loading import mixture_of
@@ -101,6 +102,7 @@ class TorchEngine:
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._adapters = Adapters(runner, Shelf(self._pool, self._memory, paged=runner.device.type != "cpu"))
         self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
+        self._decoding = DecodingRows()
         self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
@@ -181,7 +183,7 @@ class TorchEngine:
             twin = original.twin()
         elif 0 < at <= len(original.tokens):
             twin = original.beginning(at)
-            twin.sampling, twin.grammar = sampling or original.sampling, grammar
+            twin.sample_by(sampling or original.sampling, grammar)
         else:
             raise ValueError(f"a context of {len(original.tokens)} tokens cannot be forked at {at}")
         self._pool.share(twin.table)
@@ -298,10 +300,12 @@ class TorchEngine:
         del self._runner, self._embedder, self._adapters
 
     def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
+        decoding: list[TorchContext] = []
         for context, _ in entries:
             if context.arrival is not None:
                 self._arrived(context)
-        decoding = [context for context, _ in entries if len(context.tokens) - context.computed == 1]
+            if len(context.tokens) - context.computed == 1:
+                decoding.append(context)
         reservation = Reservation(self._pool, self._memory)
         self._check_room(entries, decoding)
         try:
@@ -337,6 +341,7 @@ class TorchEngine:
         return [Work(c, 1 if c.pending == 1 else reservation.take(c, n_tokens)) for c, n_tokens in entries]
 
     def _forget_copies(self) -> None:
+        self._decoding.forget()
         if self._dense is not None:
             self._dense.clear()
 
@@ -344,7 +349,7 @@ class TorchEngine:
         """Run the forward; leave choices and scores with the works."""
         if not works:
             return
-        batch = pack(works, self._dense, self._runner.device)
+        batch = pack(works, self._dense, self._runner.device, self._decoding)
         emitting = [work.context for work in batch.emitting]
         self._lookahead.begin(emitting)
         try:

@@ -66,18 +66,22 @@ class Masks:
             contexts: one a row, each with a grammar.
         """
         self.applied = True
+        bits, errors = self.bits(contexts, logits.shape[1])
+        _bar(logits, bits, self._barred if bits is self._bits else None)
+        return errors
+
+    def bits(self, contexts: Sequence[TorchContext], vocab: int) -> tuple[Tensor, Sequence[str | None]]:
+        """A bit for each token that is allowed, int32, [contexts, ceil(vocab / 32)], and why rows could not be made."""
         known = [self._rows.get(id(context), -1) for context in contexts]
         if known == [*range(len(self._rows))] and self._bits is not None:
-            _bar(logits, self._bits, self._barred)
-            return [self._errors.get(row) for row in known]
-        bits = _nothing_barred(len(contexts), logits.shape[1])
+            return self._bits, [self._errors.get(row) for row in known]
+        bits = _nothing_barred(len(contexts), vocab)
         missing = [row for row, place in enumerate(known) if place < 0]
         errors = fill(bits, missing, [contexts[row] for row in missing])
         for row, place in enumerate(known):
             if place >= 0 and self._bits is not None:
                 bits[row] = self._bits[place]
-        _bar(logits, bits)
-        return [errors.get(row) if place < 0 else self._errors.get(place) for row, place in enumerate(known)]
+        return bits, [errors.get(row) if place < 0 else self._errors.get(place) for row, place in enumerate(known)]
 
 
 class Lookahead:

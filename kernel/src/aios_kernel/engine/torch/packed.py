@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aios_kernel.engine.torch.lora.sites import MARK, site_of
 from aios_kernel.engine.torch.native import linear as products
+from aios_kernel.engine.torch.native.fused import fuse_inputs
 from aios_kernel.engine.torch.native.layers import NativeLinear, gated
 
 _ROWS = 32
@@ -92,6 +93,8 @@ def pack_linears(model: nn.Module, *, native: bool = True) -> None:
     if native and products.served(parameter.dtype):
         _replace_linears(model, parameter.dtype, lambda child: NativeLinear(child) if _fits(child) else None)
         _replace_blocks(model)
+        for parent in list(model.modules()):
+            fuse_inputs(parent)
     elif onednn_serves(parameter.dtype):
         small = sum(p.nbytes for p in model.parameters()) <= _KEEP_BYTES
         keep = parameter.dtype == torch.float32 and small and _plain_rows_are_faster()

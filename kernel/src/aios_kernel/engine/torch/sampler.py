@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aios_kernel.engine.torch.constraints import accept_first_choices, advance, mask
+from aios_kernel.engine.torch.constraints import accept_first_choices, advance, allowed, mask
 from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.draws import pick, uniform
 from aios_kernel.engine.torch.masks import Masks
+from aios_kernel.engine.torch.native import choice as choosing
 from aios_kernel.engine.torch.penalties import add_biases, penalise
 from aios_kernel.engine.torch.scores import log_probabilities, scores
 from aios_kernel.engine.torch.truncation import truncate
@@ -20,6 +21,7 @@ from aios_kernel.engine.torch.truncation import truncate
 _COLDEST = 1e-5
 """Below this a temperature would overflow; it is greedy decoding in all but name."""
 _NOT_FINITE = "the model's logits are not finite"
+_NOTHING_ALLOWED = "the grammar allows no token here: no answer satisfies the schema, expression or choice"
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -48,9 +50,8 @@ def choose(logits: Tensor, contexts: Sequence[TorchContext], masks: Masks | None
         masks: what their grammars allow, as far as it is known already.
     """
     choices = _first_choices(logits)
-    asking = [row for row, c in enumerate(contexts) if c.grammar is not None or not c.sampling.plain]
-    asking = [row for row in asking if choices[row].error is None]
-    if asking:
+    asking = [row for row, context in enumerate(contexts) if not context.plain]
+    if asking and (asking := [row for row in asking if choices[row].error is None]):
         some = logits if len(asking) == len(contexts) else logits[asking]
         _choose_freely(some, [contexts[row] for row in asking], [choices[row] for row in asking], masks or Masks())
     for context, choice in zip(contexts, choices, strict=True):
@@ -61,6 +62,8 @@ def choose(logits: Tensor, contexts: Sequence[TorchContext], masks: Masks | None
 
 def _first_choices(logits: Tensor) -> list[Choice]:
     tokens, finite = _best(logits)
+    if all(finite):
+        return [Choice(token, token) for token in tokens]
     return [
         Choice(token, token) if fine else Choice(error=_NOT_FINITE, finite=False)
         for token, fine in zip(tokens, finite, strict=True)
@@ -80,18 +83,20 @@ def _best(logits: Tensor) -> tuple[list[int], list[bool]]:
 
 def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Sequence[Choice], masks: Masks) -> None:
     """Choose where more is asked for than the model's first choice."""
-    reporting = [row for row, context in enumerate(contexts) if context.sampling.top_logprobs is not None]
+    greedy = all(context.greedy for context in contexts)
+    reporting = [row for row, c in enumerate(contexts) if not c.greedy and c.sampling.top_logprobs is not None]
     logprobs = log_probabilities(logits[reporting]) if reporting else None
-    if any(context.sampling.penalised or context.sampling.logit_bias for context in contexts):
+    if not greedy and any(context.sampling.penalised or context.sampling.logit_bias for context in contexts):
         penalise(logits, contexts)
         add_biases(logits, contexts)
-        _choose_again(logits, choices, _NOT_FINITE)
+        _take(choices, *_best(logits), _NOT_FINITE)
     masked = accept_first_choices(contexts, choices, masks)
     if masked:
         _constrain(logits, masked, contexts, choices, masks)
-    _tell_margins(logits, contexts, choices)
-    _sample(logits, contexts, choices)
-    _force(contexts, choices)
+    if not greedy:
+        _tell_margins(logits, contexts, choices)
+        _sample(logits, contexts, choices)
+        _force(contexts, choices)
     advance(contexts, choices)
     if logprobs is not None:
         _report(logprobs, [contexts[row] for row in reporting], [choices[row] for row in reporting])
@@ -101,17 +106,21 @@ def _constrain(
     logits: Tensor, rows: Sequence[int], contexts: Sequence[TorchContext], choices: Sequence[Choice], masks: Masks
 ) -> None:
     """Choose among what the grammars of these rows allow."""
+    held, picks = [contexts[row] for row in rows], [choices[row] for row in rows]
+    if choosing.served(logits) and not any(not c.greedy and c.sampled_by_grammar for c in held):
+        # Nobody reads these logits again: it is enough to look for the best that is allowed.
+        _take(picks, *choosing.best(logits, rows, allowed(logits, held, picks, masks)), _NOTHING_ALLOWED)
+        return
     whole = len(rows) == len(contexts)
     some = logits if whole else logits[rows]
-    held, picks = [contexts[row] for row in rows], [choices[row] for row in rows]
     mask(some, held, picks, masks)
     if not whole:
         logits[rows] = some
-    _choose_again(some, picks, "the grammar allows no token here: no answer satisfies the schema, expression or choice")
+    _take(picks, *_best(some), _NOTHING_ALLOWED)
 
 
-def _choose_again(logits: Tensor, choices: Sequence[Choice], otherwise: str) -> None:
-    tokens, finite = _best(logits)
+def _take(choices: Sequence[Choice], tokens: Sequence[int], finite: Sequence[bool], otherwise: str) -> None:
+    """Let other tokens be chosen; those that are none fail, with what went wrong before if something did."""
     for choice, token, fine in zip(choices, tokens, finite, strict=True):
         choice.token = choice.argmax = token
         if not fine:

@@ -16,7 +16,7 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("attention.cpp", "linear.cpp")
+_SOURCES = ("attention.cpp", "linear.cpp", "choice.cpp")
 _HEADERS = ("words.h", "lora.h")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _COMPILERS = ("g++", "clang++")

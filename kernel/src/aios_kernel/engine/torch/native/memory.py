@@ -6,7 +6,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aios_kernel.engine.torch.kv import KvMemory, LayerShape
@@ -68,6 +70,10 @@ class NativeKvMemory(KvMemory):
     ) -> None:
         super().__init__(stored(shapes), n_blocks, dtype=dtype, device=device)
         self._touch()
+        self._raw_rows = [self._raw(pool) for pool in self._pools()]
+        self._raw_values = [self._by_word(pool) for pool in self.values]
+        self._plan: Plan | None = None
+        self._where: tuple[int, ...] = ()
         self._run: Any = getattr(library(), _FUNCTIONS[dtype])
         self._run.restype = None
         self._run.argtypes = [ctypes.POINTER(_Call)]
@@ -75,15 +81,20 @@ class NativeKvMemory(KvMemory):
             (keys.data_ptr(), values.data_ptr()) for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """See `KvMemory.copy`; through numpy, in a tenth of the time."""
+        for rows in self._raw_rows:
+            rows[target] = rows[source]
+        self._clear_behind(target, n_tokens)
+
     def _clear_behind(self, block: int, n_tokens: int) -> None:
         """Values only: a key behind the last token is scored and then masked, a value is multiplied by zero."""
         lanes = 4 // self.dtype.itemsize  # tokens whose numbers share a word
         word, lane = divmod(n_tokens, lanes)
-        for pool in self.values:
-            words = pool.view(self.n_blocks, pool.shape[1], BLOCK // lanes, pool.shape[2], lanes)[block]
+        for words in self._raw_values:
             if lane:
-                words[:, word, :, lane:].zero_()
-            words[:, word + bool(lane) :].zero_()
+                words[block, :, word, :, lane:] = 0
+            words[block, :, word + bool(lane) :] = 0
 
     def _touch(self) -> None:
         """Have the system lay the first pages down now: within a step they would take a tenth of its time."""
@@ -91,6 +102,12 @@ class NativeKvMemory(KvMemory):
         blocks = min(self.n_blocks, _TOUCHED_BYTES // max(1, block_bytes))
         for pool in self._pools():
             self._by_block(pool)[:blocks].zero_()
+
+    def _by_word(self, pool: Tensor) -> NDArray[Any]:
+        """Bits of values: [blocks, heads, words of tokens, size, tokens of a word]."""
+        bits = np.uint32 if self.dtype.itemsize == 4 else np.uint16
+        lanes = 4 // self.dtype.itemsize
+        return self._raw(pool).view(bits).reshape(self.n_blocks, pool.shape[1], BLOCK // lanes, pool.shape[2], lanes)
 
     def attend(self, layer: int, plan: Plan, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Write new keys and values, then attend; arguments as of `attention.paged_attention`.
@@ -102,13 +119,18 @@ class NativeKvMemory(KvMemory):
         heads, rows, key_dim = query.shape[1:]
         out = query.new_empty(1, rows, heads, value.shape[3])
         keys, values = self._pointers[layer]
+        if plan is not self._plan:
+            self._plan, self._where = plan, _addresses(plan)
         call = _Call(
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), keys, values,
-            plan.slots.ctypes.data, plan.positions.ctypes.data, plan.tables.ctypes.data, plan.offsets.ctypes.data,
-            plan.units.ctypes.data,
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), keys, values, *self._where,
             *query.stride()[1:3], *key.stride()[1:3], *value.stride()[1:3],
             rows, len(plan.units), heads, key.shape[1], key_dim, value.shape[3],
             scoring.window or 0, torch.get_num_threads(), scoring.scale, scoring.softcap or 0.0,
         )  # fmt: skip
         self._run(call)
         return out
+
+
+def _addresses(plan: Plan) -> tuple[int, ...]:
+    """Of what every layer is told; worked out once a step."""
+    return tuple(array.ctypes.data for array in (plan.slots, plan.positions, plan.tables, plan.offsets, plan.units))

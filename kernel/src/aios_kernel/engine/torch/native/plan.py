@@ -45,7 +45,7 @@ def plan(single: Sequence[Numbers], chunks: Sequence[tuple[int, Numbers]], slots
     lengths = np.array([len(table) for table in tables], dtype=np.int64)
     flat, offsets = np.concatenate(tables), lengths.cumsum() - lengths
     n = len(single)
-    units = _shared(single, flat[offsets[:n]], lengths[:n])
+    units = units_of(single, flat[offsets[:n]], lengths[:n])
     if chunks:
         rows = np.array([rows for rows, _ in chunks], dtype=np.int64)
         ends = n + rows.cumsum()
@@ -54,7 +54,7 @@ def plan(single: Sequence[Numbers], chunks: Sequence[tuple[int, Numbers]], slots
     return Plan(slots, positions, flat, offsets, units)
 
 
-def _shared(tables: Sequence[Numbers], heads: Numbers, lengths: Numbers) -> Numbers:
+def units_of(tables: Sequence[Numbers], heads: Numbers, lengths: Numbers) -> Numbers:
     """Units of neighbours: rows that share their first block share all blocks that are common to every one of them."""
     bounds = np.concatenate([_ZERO[: len(tables)], (heads[1:] != heads[:-1]).nonzero()[0] + 1, [len(tables)]])
     units = np.empty((len(bounds) - 1, 3), dtype=np.int64)

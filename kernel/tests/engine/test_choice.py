@@ -1,0 +1,47 @@
+"""The compiled choice finds what numpy finds in masked logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_kernel.engine.torch.native import choice
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    if not choice.served(torch.zeros(1, 1)):
+        pytest.skip("no C++ compiler here")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    vocab=st.sampled_from([1, 5, 31, 32, 33, 64, 100, 1000]),
+    allowed=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    levels=st.sampled_from([1, 3, 1000]),
+    broken=st.sampled_from([None, float("nan"), float("inf"), float("-inf")]),
+    seed=st.integers(0, 999),
+)
+def test_the_first_of_the_largest_that_are_allowed(
+    rows: int, vocab: int, allowed: float, levels: int, broken: float | None, seed: int
+) -> None:
+    source = np.random.default_rng(seed)
+    logits = source.integers(-levels, levels, (rows + 2, vocab)).astype(np.float32)
+    if broken is not None:
+        logits[source.integers(rows + 2), source.integers(vocab)] = broken
+    chosen = source.permutation(rows + 2)[:rows]
+    may = source.random((rows, -(-vocab // 32) * 32)) < allowed
+    bits = np.packbits(may, axis=1, bitorder="little").view(np.int32)
+    before = logits.copy()
+    tokens, finite = choice.best(torch.from_numpy(logits), chosen.tolist(), torch.from_numpy(bits))
+    masked = np.where(may[:, :vocab], logits[chosen], -np.inf)
+    values = masked[np.arange(rows), masked.argmax(axis=1)]
+    assert finite == np.isfinite(values).tolist()
+    assert [token for token, fine in zip(tokens, finite, strict=True) if fine] == [
+        token for token, fine in zip(masked.argmax(axis=1).tolist(), finite, strict=True) if fine
+    ]
+    assert np.array_equal(logits, before, equal_nan=True)
