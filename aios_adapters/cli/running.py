@@ -45,11 +45,15 @@ def serve(  # noqa: PLR0913 - a command's options
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face id.")] = None,
     home: Home = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What computes it: torch, llamacpp, openai; or a prefix, llamacpp:FILE.")
+    ] = None,
+    named: Annotated[str | None, typer.Option("--model", help="The same as the argument.")] = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
-        "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "compile": compile, "base_url": base_url, "revision": revision, "home": home,
+        "model": _spec(engine, model, named), "http": http, "policy": policy, "kv_tokens": kv_tokens,
+        "device": device, "dtype": dtype, "compile": compile, "base_url": base_url, "revision": revision, "home": home,
     }  # fmt: skip
     config = _with_front(load(flags))
     _take_over(config)
@@ -66,6 +70,18 @@ def serve(  # noqa: PLR0913 - a command's options
     with os.fdopen(ours, "rb") as reports:
         _announce(config, reports.read())
     raise SystemExit(process.wait())
+
+
+def _spec(engine: str | None, model: str | None, named: str | None) -> str | None:
+    """The model as the configuration spells it: the engine's name in front, where one is asked for."""
+    if model is not None and named is not None:
+        raise typer.BadParameter("name the model once, as the argument or by --model")
+    model = model if named is None else named
+    if engine is None:
+        return model
+    if model is None:
+        model = load().model
+    return model if model.partition(":")[0] == engine else f"{engine}:{model}"
 
 
 def _take_over(config: Config) -> None:

@@ -34,7 +34,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     python: str = ""
     """The interpreter that an auto-started kernel runs in; empty: this one."""
     model: str = "demo"
-    """What to serve: `demo`, `fake`, a path, a Hugging Face id, or `openai:NAME` for a model at `base_url`."""
+    """What to serve: `demo`, `fake`, a path, a Hugging Face id, `llamacpp:FILE.gguf`, or
+    `openai:NAME` for a model at `base_url`."""
     base_url: str = ""
     """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`; several,
     with commas between them, serve the same model, and a program stays at one."""
@@ -48,6 +49,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}
     """Model names that agents use, mapped to the served model's name."""
+    loras: dict[str, str] = {}
+    """LoRA adapters of the model: names, by which agents ask for them, and where they are, a folder or a Hugging Face
+    id."""
     strict: bool = False
     """Refuse model names that are neither loaded nor mapped."""
     device: str = "auto"
