@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow test-llamacpp test-environments test-frameworks check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -50,6 +50,17 @@ bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `ai
 	nice -n 19 .venv-llamacpp/bin/python -m pip install --quiet "llama-cpp-python==0.3.36" "gguf>=0.19,<1" "safetensors>=0.5,<1"
 	touch $@
 
+# The kernel's environment with llama.cpp on top of it: what `pip install 'aios-kernel[llamacpp]'` makes, without building
+# torch's folder anew. llama-cpp-python is built from source, minutes of CPU, unless pip has kept the wheel.
+.venv-gguf/.installed: $(VENV)/.installed kernel/pyproject.toml
+	$(PYTHON) -m venv .venv-gguf
+	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > .venv-gguf/lib/python3.11/site-packages/kernel.pth
+	.venv-gguf/bin/python -m pip install --quiet "llama-cpp-python==0.3.36" "gguf>=0.19,<1"
+	touch $@
+
+test-llamacpp: .venv-gguf/.installed ## The llamacpp engine: contract suites on small GGUF files, and its own tests.
+	.venv-gguf/bin/python -m pytest kernel/tests/engine tests/test_engines.py -k llamacpp
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -74,4 +85,4 @@ test-frameworks: setup ## Of these, the frameworks: agents that know nothing of 
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .nox build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .venv-gguf .nox build dist .pytest_cache .ruff_cache .hypothesis runs

@@ -54,12 +54,16 @@ def serve(  # noqa: PLR0913 - a command's options
         list[str] | None, typer.Option(help="A LoRA adapter of the model, NAME=PATH or NAME=ID; again for several.")
     ] = None,
     home: Home = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What computes it: torch, llamacpp, openai; or a prefix, llamacpp:FILE.")
+    ] = None,
+    named: Annotated[str | None, typer.Option("--model", help="The same as the argument.")] = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
-        "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "expert_cache": expert_cache, "expert_int8": expert_int8,
-        "compile": compile, "base_url": base_url, "revision": revision, "home": home, "loras": _loras(lora),
+        "model": _spec(engine, model, named), "http": http, "policy": policy, "kv_tokens": kv_tokens,
+        "device": device, "dtype": dtype, "expert_cache": expert_cache, "expert_int8": expert_int8, "compile": compile,
+        "base_url": base_url, "revision": revision, "home": home, "loras": _loras(lora),
     }  # fmt: skip
     config = _with_front(load(flags))
     _take_over(config)
@@ -90,6 +94,18 @@ def _loras(options: list[str] | None) -> dict[str, str] | None:
         raise typer.BadParameter("a name is given to two adapters")
     folders = {name: (source, Path(source).expanduser()) for name, _, source in pairs}
     return {name: str(folder.resolve()) if folder.is_dir() else source for name, (source, folder) in folders.items()}
+
+
+def _spec(engine: str | None, model: str | None, named: str | None) -> str | None:
+    """The model as the configuration spells it: the engine's name in front, where one is asked for."""
+    if model is not None and named is not None:
+        raise typer.BadParameter("name the model once, as the argument or by --model")
+    model = model if named is None else named
+    if engine is None:
+        return model
+    if model is None:
+        model = load().model
+    return model if model.partition(":")[0] == engine else f"{engine}:{model}"
 
 
 def _take_over(config: Config) -> None:

@@ -99,7 +99,7 @@ def doctor(
     json: Json = False, log: Annotated[bool, typer.Option("--log", help="Also print the kernel's log.")] = False
 ) -> None:
     """Check the installation; every line that is not ok names the command that mends it. Status 1 if one is not."""
-    checks = [*_settings_checks(), *_package_checks(), *_adapter_checks()]
+    checks = [*_settings_checks(), *_package_checks(), *_engine_checks(), *_adapter_checks()]
     if json:
         show_json([{"what": c.what, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks])
     else:
@@ -156,6 +156,30 @@ def _package_checks() -> list[Check]:
         version = importlib.metadata.version(distribution) if found else "missing (needed where the kernel runs)"
         checks.append(Check(distribution, found, version, fix))
     return checks
+
+
+ENGINES = {
+    "llamacpp": (("llama-cpp-python",), "0.3.36", "pip install 'aios-kernel[llamacpp]'"),
+}
+"""Engines that need not be there: their distributions, of which one will do, and the version that is tested."""
+
+
+def _engine_checks() -> list[Check]:
+    """A line for each engine beside torch: it may be missing, but not of another version."""
+    checks = [_engine_check(f"engine {name}", *needs) for name, needs in ENGINES.items()]
+    openai = importlib.util.find_spec("httpx") is not None
+    found = "any OpenAI-compatible server" if openai else "not installed: pip install 'aios-kernel[openai]'"
+    return [*checks, Check("engine openai", True, found)]
+
+
+def _engine_check(what: str, distributions: tuple[str, ...], tested: str, fix: str) -> Check:
+    for name in distributions:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return Check(what, version.partition("+")[0] == tested, f"{name} {version} (tested: {tested})", fix)
+    return Check(what, True, f"not installed: {fix}")
 
 
 def _adapter_checks() -> list[Check]:

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aios_kernel_engines() -> Mapping[str, EngineFactory]:
-    """The torch engine (any transformers model), any OpenAI-compatible server, and the fake engine."""
-    return {"torch": _torch, "openai": _openai, "fake": _fake}
+    """The torch engine (any transformers model), llama.cpp (GGUF), any OpenAI-compatible server, and the fake."""
+    return {
+        "torch": _torch,
+        "llamacpp": _llamacpp,
+        "openai": _openai,
+        "fake": _fake,
+    }
 
 
 @hookimpl
@@ -72,6 +77,22 @@ def _torch(config: Config) -> LoadedModel:
         revision=config.revision or None,
         compile=config.compile,
         experts=ExpertOptions(config.expert_cache, config.expert_int8) if config.expert_cache else None,
+    )
+
+
+def _llamacpp(config: Config) -> LoadedModel:
+    """`llamacpp:FILE.gguf`."""
+    try:
+        from aios_kernel.engine.llamacpp import llamacpp_model
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{config.model} needs {error.name}", fix="pip install 'aios-kernel[llamacpp]'") from error
+    return llamacpp_model(
+        config.model.partition(":")[2],
+        device=config.device,
+        dtype=config.dtype,
+        kv_tokens=config.kv_tokens or None,
+        threads=config.threads or None,
+        loras=config.loras,
     )
 
 

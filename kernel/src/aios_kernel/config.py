@@ -35,7 +35,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     python: str = ""
     """The interpreter that an auto-started kernel runs in; empty: this one."""
     model: str = "demo"
-    """What to serve: `demo`, `fake`, a path, a Hugging Face id, or `openai:NAME` for a model at `base_url`."""
+    """What to serve: `demo`, `fake`, a path, a Hugging Face id, `llamacpp:FILE.gguf`, or
+    `openai:NAME` for a model at `base_url`."""
     base_url: str = ""
     """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`; several,
     with commas between them, serve the same model, and a program stays at one."""

@@ -6,6 +6,8 @@ import copy
 import json
 import random
 import re
+import runpy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ import transformers
 
 from aios_kernel.engine._source import Source
 from aios_kernel.engine.expert_options import ExpertOptions
+from aios_kernel.engine.load import DEMO
 from aios_kernel.engine.load import _weights as load_weights
 from aios_kernel.engine.protocol import Context, Engine, SamplingParams
 from aios_kernel.engine.torch import TorchEngine
 from aios_kernel.engine.torch.experts.loading import mixture_of
 
+_ROOT = Path(__file__).parents[3]
+_CONVERTER = _ROOT / "evals/src/aios_evals/engine_bench/workers/gguf_file.py"
 TIE = 1e-3
 VOCAB = 199
 WINDOW = 20
@@ -284,3 +289,63 @@ def prompt() -> Callable[..., list[int]]:
         return [chooser.randrange(VOCAB) for _ in range(length)]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes GGUF files, once each: `tiny` without tokenizer, `chat` with one in the file, `demo` with one beside it."""
+    pytest.importorskip("llama_cpp", reason="needs aios-kernel[llamacpp]: make test-llamacpp")
+    converter: Any = runpy.run_path(str(_CONVERTER))
+    folders: dict[str, Path] = {}
+
+    def make(name: str = "tiny", dtype: str = "float32") -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            _checkpoint(name, folders[name])
+        target = folders[name] / f"{name}-{dtype}.gguf"
+        if not target.exists():
+            converter["write"](folders[name], target, dtype, _byte_tokenizer() if name == "chat" else None)
+        return target
+
+    return make
+
+
+def _checkpoint(name: str, folder: Path) -> None:
+    """A checkpoint in float32; the shapes of the random ones can be quantised."""
+    if name == "demo":
+        transformers.AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+            shutil.copy(DEMO / file, folder)
+        return
+    torch.manual_seed(7)
+    config = transformers.LlamaConfig(
+        vocab_size=len(_byte_tokenizer()["tokens"]) if name == "chat" else VOCAB,
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=8192, initializer_range=0.3, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).eval().save_pretrained(folder)
+
+
+_NORMAL, _CONTROL, _USER = 1, 3, 4
+_CHATML = (
+    "{% if tools %}<|im_start|>system\nTools: <tool_call>{{ tools | tojson }}</tool_call><|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _byte_tokenizer() -> dict[str, Any]:
+    """Tokens of single bytes in the byte-level spelling, two merges, and the special tokens of ChatML with tools."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    spelling = {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(rest)}
+    tokens = [spelling[byte] for byte in range(256)] + ["th", "the"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
+    return {
+        "tokens": [*tokens, *special],
+        "types": [_NORMAL] * len(tokens) + [_CONTROL] * 3 + [_USER] * 2,
+        "merges": ["t h", "th e"],
+        "template": _CHATML,
+        "end": len(tokens) + special.index("<|im_end|>"),
+    }

@@ -1,4 +1,4 @@
-"""What every engine promises of a chat, over the whole road: torch, fake, and both behind an HTTP server."""
+"""What every engine promises of a chat, over the whole road: torch, fake, both behind an HTTP server, and llama.cpp."""
 
 from __future__ import annotations
 
@@ -77,11 +77,22 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module", params=["fake", "demo", "openai:fake", "openai:demo"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "fake",
+        "demo",
+        "openai:fake",
+        "openai:demo",
+        "llamacpp",
+    ],
+)
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Road, None, None]:
     *remote, model = request.param.split(":")
-    # fifo keeps nothing of an ended call, so that what an engine holds in the end is what it lost.
+    if model == "llamacpp":
+        model = f"llamacpp:{request.getfixturevalue('gguf')('demo', 'q8_0')}"
     common: dict[str, Any] = {"kernel": "inprocess", "embedder": "hash", "vectors": "exact", "device": "cpu"}
+    # fifo keeps nothing of an ended call, so that what an engine holds in the end is what it lost.
     common["policy"] = "fifo"
     home = tmp_path_factory.mktemp("kernel")
     config = Config(home=str(home), model=model, http="127.0.0.1:0", kv_tokens=8192, **common)

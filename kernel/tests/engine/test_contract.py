@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from aios_kernel.server.inprocess import InProcessKernel
 from aios_kernel.syscalls import LlmChat, Message, Sampling
 
 GREEDY = SamplingParams()
-ENGINES = ["torch", "fake", "openai"]
+ENGINES = ["torch", "fake", "openai", "llamacpp-float32", "llamacpp-q8_0"]
 SLOTS = 8
 
 
@@ -39,6 +40,10 @@ def make(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> 
         yield lambda kv_tokens=1024: make_engine(kv_tokens=kv_tokens)
     elif request.param == "fake":
         yield lambda kv_tokens=1024: fake_engine(kv_tokens)
+    elif request.param.startswith("llamacpp"):
+        file = request.getfixturevalue("gguf")("tiny", request.param.partition("-")[2])
+        with ExitStack() as opened:
+            yield lambda kv_tokens=1024: opened.enter_context(closing(llamacpp_engine(file, kv_tokens)))
     else:
         front = request.getfixturevalue("front")
         with ExitStack() as opened:
@@ -77,6 +82,13 @@ def stepped(engine: Engine) -> Engine:
     if not engine.capabilities.step_control:
         pytest.skip("no step control")
     return engine
+
+
+def llamacpp_engine(file: Path, kv_tokens: int) -> Engine:
+    from aios_kernel.engine.llamacpp.engine import LlamaEngine
+    from aios_kernel.engine.llamacpp.model import LlamaModel
+
+    return LlamaEngine(LlamaModel(file), kv_tokens=kv_tokens, kind=0, threads=1)
 
 
 def fake_engine(kv_tokens: int) -> Engine:

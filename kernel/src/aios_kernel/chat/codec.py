@@ -29,15 +29,16 @@ class TransformersCodec:
         generation_config: the model's own generation settings.
         window: longest sequence in tokens.
         width: of the model's logits.
+        token_bytes: what the tokens stand for; None: worked out from the tokenizer's vocabulary.
 
     Raises:
         ConfigError: the model has no end token.
         Unsupported: the tokenizer does not decode token by token.
     """
 
-    def __init__(self, tokenizer: Any, generation_config: Any, *, window: int, width: int) -> None:
-        import xgrammar
-
+    def __init__(
+        self, tokenizer: Any, generation_config: Any, *, window: int, width: int, token_bytes: TokenBytes | None = None
+    ) -> None:
         if not tokenizer.chat_template:
             tokenizer.chat_template = GENERIC_TEMPLATE
         template = _template_text(tokenizer.chat_template)
@@ -49,9 +50,7 @@ class TransformersCodec:
         self.window = window
         self.end_tokens = _end_tokens(tokenizer, generation_config, template, vocabulary)
         self.defaults = _defaults(generation_config)
-        ends = sorted(self.end_tokens)
-        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, stop_token_ids=ends)
-        self._bytes = TokenBytes(tokenizer, info)
+        self._bytes = token_bytes or _token_bytes(tokenizer, sorted(self.end_tokens))
         self._markers = frozenset(vocabulary[marker] for marker in tool_format.markers if marker in vocabulary)
         self._format = tool_format
         self._template = ChatTemplate(tokenizer, tool_format)
@@ -93,6 +92,12 @@ class TransformersCodec:
     def load_grammar(self, dump: str) -> Grammar:
         """See `Codec.load_grammar`."""
         return self._grammars.load(dump)
+
+
+def _token_bytes(tokenizer: Any, ends: list[int]) -> TokenBytes:
+    import xgrammar
+
+    return TokenBytes(tokenizer, xgrammar.TokenizerInfo.from_huggingface(tokenizer, stop_token_ids=ends))
 
 
 def _template_text(template: Any) -> str:

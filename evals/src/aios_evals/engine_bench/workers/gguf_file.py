@@ -1,4 +1,7 @@
-"""A checkpoint of the bench as GGUF, for llama.cpp. Needs `gguf`, `safetensors` and numpy."""
+"""A Llama checkpoint as GGUF, for llama.cpp. Needs `gguf`, `safetensors` and numpy, and nothing of ours.
+
+The bench converts its models with it, and the tests of the kernel's llamacpp engine theirs.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ _NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 """Of transformers to llama.cpp."""
+_KINDS = {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
 
@@ -31,18 +35,27 @@ def ensure(folder: Path, dtype: str) -> Path:
     target = folder / f"{dtype}.gguf"
     if not target.is_file():
         building = target.with_suffix(".part")
-        _write(folder, building, dtype)
+        write(folder, building, dtype)
         building.rename(target)
     return target
 
 
-def _write(folder: Path, target: Path, dtype: str) -> None:
+def write(folder: Path, target: Path, dtype: str, tokenizer: dict[str, Any] | None = None) -> None:
+    """Convert a checkpoint.
+
+    Args:
+        folder: with `config.json` and `model.safetensors`, in float32.
+        target: the file to write.
+        dtype: of the matrices: float32, bfloat16 or q8_0 (rows of a multiple of 32).
+        tokenizer: `tokens`, `types`, `merges`, `template` and `end` of a byte-level tokenizer; None: none.
+    """
     gguf: Any = importlib.import_module("gguf")
     safetensors: Any = importlib.import_module("safetensors.numpy")
     config = json.loads((folder / "config.json").read_text())
-    kind = {"float32": gguf.GGMLQuantizationType.F32, "bfloat16": gguf.GGMLQuantizationType.BF16}[dtype]
+    kind = gguf.GGMLQuantizationType[_KINDS[dtype]]
     writer = gguf.GGUFWriter(target, "llama")
     _describe(writer, config)
+    _tell_tokenizer(writer, config, tokenizer)
     for name, tensor in safetensors.load_file(folder / "model.safetensors").items():
         renamed, values = _renamed(name), _rotated(name, tensor, config)
         if values.ndim > 1:
@@ -56,8 +69,6 @@ def _write(folder: Path, target: Path, dtype: str) -> None:
 
 
 def _describe(writer: Any, config: dict[str, Any]) -> None:
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -67,6 +78,20 @@ def _describe(writer: Any, config: dict[str, Any]) -> None:
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def _tell_tokenizer(writer: Any, config: dict[str, Any], tokenizer: dict[str, Any] | None) -> None:
+    writer.add_vocab_size(config["vocab_size"])
+    if tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokenizer["tokens"])
+    writer.add_token_types(tokenizer["types"])
+    writer.add_token_merges(tokenizer["merges"])
+    writer.add_eos_token_id(tokenizer["end"])
+    writer.add_chat_template(tokenizer["template"])
 
 
 def _renamed(name: str) -> str:
