@@ -11,6 +11,7 @@ from aios_kernel.plugins import (
     EmbedderFactory,
     EngineFactory,
     PolicyFactory,
+    RerankerFactory,
     StorageFactory,
     VectorFactory,
     hookimpl,
@@ -19,7 +20,7 @@ from aios_kernel.plugins import (
 if TYPE_CHECKING:
     from aios_kernel.chat.protocol import LoadedModel
     from aios_kernel.config import Config
-    from aios_kernel.memory import Embedder, VectorIndex
+    from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.storage import Storage
 
 
@@ -59,6 +60,12 @@ def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
     return {"sentence-transformers": _sentence_transformers, "hash": _hash}
 
 
+@hookimpl
+def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
+    """No reranker, or a cross-encoder from a folder."""
+    return {"": _no_reranker, "cross-encoder": _cross_encoder}
+
+
 def _torch(config: Config) -> LoadedModel:
     from aios_kernel.engine.load import load_model
 
@@ -95,10 +102,10 @@ def _openai(config: Config) -> LoadedModel:
     )
 
 
-def _sqlite(home: Path) -> Storage:
+def _sqlite(home: Path, quota_bytes: int) -> Storage:
     from aios_kernel.storage import SqliteStorage
 
-    return SqliteStorage(home / "storage.db")
+    return SqliteStorage(home / "storage.db", quota_bytes)
 
 
 def _chroma(home: Path, embedder: str) -> VectorIndex:
@@ -123,3 +130,13 @@ def _hash(config: Config) -> Embedder:
     from aios_kernel.memory import HashEmbedder
 
     return HashEmbedder()
+
+
+def _no_reranker(config: Config) -> Reranker | None:
+    return None
+
+
+def _cross_encoder(config: Config) -> Reranker | None:
+    from aios_kernel.memory import CrossEncoderReranker
+
+    return CrossEncoderReranker(Path(config.reranker).expanduser())

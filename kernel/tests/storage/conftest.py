@@ -9,9 +9,11 @@ import pytest
 
 from aios_kernel.storage import SqliteStorage, Storage
 
-BACKENDS: dict[str, Callable[[Path], Storage]] = {"sqlite": lambda home: SqliteStorage(home / "storage.db")}
+BACKENDS: dict[str, Callable[[Path, int], Storage]] = {
+    "sqlite": lambda home, quota: SqliteStorage(home / "storage.db", quota)
+}
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-def make_storage(request: pytest.FixtureRequest) -> Callable[[Path], Storage]:
-    return BACKENDS[request.param]
+def make_storage(request: pytest.FixtureRequest) -> Callable[..., Storage]:
+    return lambda home, quota=0: BACKENDS[request.param](home, quota)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from aios_kernel._names import check_text, shown, split_name
-from aios_kernel.errors import InvalidRequest, NotFound
+from aios_kernel.errors import InvalidRequest, NotFound, QuotaExceeded
 from aios_kernel.syscalls import MAX_FRAME_BYTES, FileData, FileInfo
 
 MAX_FILE_BYTES: Final = MAX_FRAME_BYTES - 64 * 1024
@@ -21,7 +21,7 @@ class Storage(Protocol):
     """
 
     async def put(self, principal: str, owner: str, path: str, data: bytes) -> FileInfo:
-        """Write a new version; `InvalidRequest` above `MAX_FILE_BYTES`."""
+        """Write a new version; `InvalidRequest` above `MAX_FILE_BYTES`, `QuotaExceeded` beyond the owner's quota."""
         ...
 
     async def get(self, principal: str, owner: str, path: str, version: int | None = None) -> FileData:
@@ -37,7 +37,11 @@ class Storage(Protocol):
         ...
 
     async def rollback(self, principal: str, owner: str, path: str, version: int) -> FileInfo:
-        """Write an old version again as the newest; `NotFound` if there is no such version."""
+        """Write an old version again as the newest; `NotFound` if there is no such version, errors as of `put`."""
+        ...
+
+    async def usage(self, principal: str, owner: str) -> int:
+        """Bytes that an owner's files have, all versions together."""
         ...
 
     async def delete(self, principal: str, owner: str, path: str) -> int:
@@ -67,6 +71,15 @@ def check_data(path: str, data: bytes) -> bytes:
             f"{shown(path)} has {len(data):,} bytes; a file holds at most {MAX_FILE_BYTES:,}", fix="split the file"
         )
     return data
+
+
+def check_quota(owner: str, path: str, used: int, quota: int) -> None:
+    """Refuse a write after which an owner would use more than its quota (0: it has none)."""
+    if quota and used > quota:
+        raise QuotaExceeded(
+            f"with {shown(path)} the files of {owner} would have {used:,} bytes; they may have {quota:,}",
+            fix="delete files that are not needed (their versions count too), or raise storage_quota_bytes",
+        )
 
 
 def no_file(owner: str, path: str, version: int | None = None) -> NotFound:
