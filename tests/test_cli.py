@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -150,6 +151,24 @@ def test_a_backup_of_a_running_kernel_comes_back_elsewhere(served: Shell, tmp_pa
     kernel.stdout.close()
     assert kernel.wait(20) == 0
     assert [note["id"] for note in found] == ["safe"]
+
+
+def test_a_mounted_folder_is_found_through_the_kernel(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "tea.md").write_text("Green tea is made with water of eighty degrees.")
+    (tmp_path / "aios.toml").write_text(f'[mounts]\n"agent/reader" = "{tmp_path}/papers"\n')
+    kernel = subprocess.Popen([AIOS, "serve"], env=shell.environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert kernel.stdout is not None
+    kernel.stdout.readline()
+    found: list[Any] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = json.loads(shell("memory", "search", "agent/reader/files", "green tea", "-k", "1", "--json"))
+    kernel.send_signal(signal.SIGINT)
+    kernel.stdout.close()
+    assert kernel.wait(20) == 0
+    assert found[0]["metadata"]["path"] == "tea.md"
 
 
 def test_looking_at_notes_starts_no_kernel(shell: Shell) -> None:

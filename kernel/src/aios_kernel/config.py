@@ -78,6 +78,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of a cross-encoder that looks at the best notes of a search once more; empty: none."""
     vectors: str = "chroma"
     """Vector index of the memory: `chroma` or `exact`."""
+    mounts: dict[str, str] = {}
+    """Folders of text files by the space that finds them: `"agent/NAME" = "FOLDER"`."""
     storage: str = "sqlite"
     storage_quota_bytes: _Count = 0
     """What the files of one agent or group may have, all versions together; 0: any."""

@@ -62,7 +62,7 @@ def test_the_score_is_bm25() -> None:
     shelf = _shelf(("cat cat dog", "a"), ("dog tree tree tree", "b"), ("tree", "c"))
     mean = 8 / 3
     idf = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
-    expected = idf * 2 * 2.2 / (2 + 1.2 * (1 - 0.75 + 0.75 * 3 / mean))
+    expected = idf * 2 * 1.9 / (2 + 0.9 * (1 - 0.4 + 0.4 * 3 / mean))
     assert _by_id(shelf, "cats")["n1"][0] == pytest.approx(expected, rel=1e-5)
     assert _by_id(shelf, "cats")["n2"] == [0, 0, 0]
 

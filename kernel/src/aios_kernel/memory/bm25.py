@@ -11,8 +11,9 @@ from aios_kernel.memory.postings import Posting, Slots
 from aios_kernel.memory.shelf import Numbers, Shelf
 from aios_kernel.memory.terms import Keys
 
-_K1: Final = 1.2
-_B: Final = 0.75
+# Anserini's values for passages: a note is short, and a word that comes twice in it says little more.
+_K1: Final = 0.9
+_B: Final = 0.4
 _MOST_TERMS: Final = 64
 _ALL_TERMS_UP_TO: Final = 4_096
 _RARE: Final = 1_000
