@@ -44,8 +44,8 @@ def aios_kernel_policies() -> Mapping[str, PolicyFactory]:
 
 @hookimpl
 def aios_kernel_storage() -> Mapping[str, StorageFactory]:
-    """Storage in SQLite."""
-    return {"sqlite": _sqlite}
+    """Storage in SQLite, or in PostgreSQL."""
+    return {"sqlite": _sqlite, "postgres": _postgres}
 
 
 @hookimpl
@@ -102,10 +102,19 @@ def _openai(config: Config) -> LoadedModel:
     )
 
 
-def _sqlite(home: Path, quota_bytes: int) -> Storage:
+def _sqlite(config: Config) -> Storage:
+    from aios_kernel.config import home_of
     from aios_kernel.storage import SqliteStorage
 
-    return SqliteStorage(home / "storage.db", quota_bytes)
+    return SqliteStorage(home_of(config) / "storage.db", config.storage_quota_bytes)
+
+
+def _postgres(config: Config) -> Storage:
+    from aios_kernel.storage import PostgresStorage
+
+    if not config.storage_url:
+        raise ConfigError('storage = "postgres" needs storage_url', fix="set storage_url to postgresql://...")
+    return PostgresStorage(config.storage_url, config.storage_quota_bytes)
 
 
 def _chroma(home: Path, embedder: str) -> VectorIndex:

@@ -81,6 +81,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mounts: dict[str, str] = {}
     """Folders of text files by the space that finds them: `"agent/NAME" = "FOLDER"`."""
     storage: str = "sqlite"
+    """Where files live: `sqlite`, in the data directory, or `postgres`."""
+    storage_url: str = ""
+    """Of the database, such as `postgresql://user@host/name`; its password is better left to PGPASSFILE."""
     storage_quota_bytes: _Count = 0
     """What the files of one agent or group may have, all versions together; 0: any."""
     http: str = ""

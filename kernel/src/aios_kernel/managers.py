@@ -58,7 +58,7 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
         memory=MemoryManager(
             home, embedder, functools.partial(vectors, home), reranker=reranker, log_bytes=config.log_bytes
         ),
-        storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(home, config.storage_quota_bytes),
+        storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
         tools=ToolRegistry(plugins.tools(), default_timeout_s=config.tool_timeout_s),
         grants=ToolGrants(config.tool_timeout_s),
     )

@@ -28,7 +28,7 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 PolicyFactory: TypeAlias = "Callable[[Options], Policy]"
 EngineFactory: TypeAlias = "Callable[[Config], LoadedModel]"
-StorageFactory: TypeAlias = "Callable[[Path, int], Storage]"
+StorageFactory: TypeAlias = "Callable[[Config], Storage]"
 VectorFactory: TypeAlias = "Callable[[Path, str], VectorIndex]"
 EmbedderFactory: TypeAlias = "Callable[[Config], Embedder]"
 RerankerFactory: TypeAlias = "Callable[[Config], Reranker | None]"
@@ -48,7 +48,7 @@ class Hooks:
 
     @hookspec
     def aios_kernel_storage(self) -> Mapping[str, StorageFactory]:  # type: ignore[empty-body]
-        """Storage backends: a factory takes the data directory and the bytes that an owner may have (0: any)."""
+        """Storage backends: a factory takes the configuration."""
 
     @hookspec
     def aios_kernel_vectors(self) -> Mapping[str, VectorFactory]:  # type: ignore[empty-body]

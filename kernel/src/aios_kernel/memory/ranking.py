@@ -18,7 +18,7 @@ _SMALL: Final = 2_000
 """Of so many notes each is looked at closely; of more..."""
 _POOL: Final = 500
 """...so many for their vectors and so many for their words."""
-_EXACT: Final = 20_000
+_EXACT: Final = 8_000
 """Up to so many vectors are all compared; of more, the likely ones."""
 _LIKELY: Final = 1_500
 _RECENCY: Final = 1.0

@@ -86,3 +86,15 @@ def no_file(owner: str, path: str, version: int | None = None) -> NotFound:
     """The error for a file or a version that is not there."""
     which = shown(path) if version is None else f"version {version} of {shown(path)}"
     return NotFound(f"{owner} has no {which}", fix="storage.list and storage.versions show what there is")
+
+
+def after(prefix: str) -> str | None:
+    """The smallest text that sorts after every text that starts with `prefix`; None if there is none.
+
+    In the order of code points, which is that of UTF-8 bytes.
+    """
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    last = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if last == 0xD800 else last)

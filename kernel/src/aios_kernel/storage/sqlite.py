@@ -12,7 +12,7 @@ import apsw
 
 from aios_kernel._database import Database
 from aios_kernel._sqlite import Upgrade
-from aios_kernel.storage.protocol import check_data, check_path, check_prefix, check_quota, no_file
+from aios_kernel.storage.protocol import after, check_data, check_path, check_prefix, check_quota, no_file
 from aios_kernel.syscalls import FileData, FileInfo
 
 # `data` comes last, so that a listing does not read the pages that blobs overflow into.
@@ -79,7 +79,7 @@ class SqliteStorage:
 
     async def list(self, principal: str, owner: str, prefix: str = "") -> list[FileInfo]:
         """List newest versions; see `Storage.list`."""
-        span = (principal, owner, check_prefix(prefix), _after(prefix))
+        span = (principal, owner, check_prefix(prefix), _end(prefix))
 
         def read(db: apsw.Connection) -> list[FileInfo]:
             rows = db.execute(
@@ -121,7 +121,7 @@ class SqliteStorage:
     async def delete(self, principal: str, owner: str, path: str) -> int:
         """Delete a file and all below it; see `Storage.delete`."""
         below = check_path(path) + "/"
-        span = (principal, owner, path, below, _after(below))
+        span = (principal, owner, path, below, _end(below))
 
         def remove(db: apsw.Connection) -> int:
             rows = db.execute(
@@ -182,13 +182,7 @@ def _info(row: tuple[object, ...]) -> FileInfo:
     return FileInfo(path=path, version=version, size=size, created_s=created_s)
 
 
-def _after(prefix: str) -> str | bytes:
-    """The smallest key that sorts after every text that starts with `prefix`.
-
-    SQLite compares text as UTF-8 bytes, which is the order of code points; a blob sorts after all text.
-    """
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return b""
-    last = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if last == 0xD800 else last)
+def _end(prefix: str) -> str | bytes:
+    """`after`; a blob sorts after all text in SQLite."""
+    end = after(prefix)
+    return b"" if end is None else end
