@@ -9,6 +9,7 @@ def main(): ...
 from aios_adapters import _handover, memory, workflow
 from aios_adapters._agent import agent, running
 from aios_adapters._branches import Branch, Branches, branches
+from aios_adapters._notes import Memory
 from aios_adapters._scope import Scope, current
 from aios_adapters.messages import areceive, asend, await_end, receive, send, wait
 from aios_adapters.plugins import host
@@ -16,6 +17,7 @@ from aios_adapters.plugins import host
 __all__ = [
     "Branch",
     "Branches",
+    "Memory",
     "Scope",
     "agent",
     "areceive",

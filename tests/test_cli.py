@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -94,6 +95,86 @@ def test_listings_have_json(served: Shell, tmp_path: Path) -> None:
     assert "worker" in drawn.read_text()
     assert "worker" in served("ps")
     assert "llm.chat" in served("trace")
+
+
+NOTES = """
+from aios_adapters import Memory
+
+with Memory("ann") as memory:
+    memory.add("the safe is behind the picture", id="safe")
+    memory.add("tea is in the kitchen")
+"""
+
+
+def test_notes_are_listed_found_moved_and_taken_back(served: Shell, tmp_path: Path) -> None:
+    assert json.loads(served("memory", "list", "--json")) == []
+    done = subprocess.run(
+        [sys.executable, "-c", NOTES], env=served.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(served("memory", "list", "--json")) == [{"namespace": "agent/ann", "notes": 2, "searchable": 2}]
+    listed = json.loads(served("memory", "list", "agent/ann", "--json"))
+    assert [note["text"] for note in listed] == ["the safe is behind the picture", "tea is in the kitchen"]
+    (found,) = json.loads(served("memory", "search", "agent/ann", "where is the safe?", "-k", "1", "--json"))
+    assert (found["id"], found["author"]) == ("safe", "ann")
+    assert json.loads(served("memory", "show", "agent/ann", "safe", "--json"))["text"] == found["text"]
+    assert "behind the picture" in served("memory", "show", "agent/ann", "safe")
+    for plain in (("list",), ("list", "agent/ann"), ("search", "agent/ann", "safe")):
+        assert "ann" in served("memory", *plain)
+    file = tmp_path / "notes.jsonl"
+    assert "2 notes" in served("memory", "export", "agent/ann", str(file))
+    assert "2 notes" in served("memory", "import", "group/team", str(file))
+    assert len(json.loads(served("memory", "list", "group/team", "--json"))) == 2
+    assert "of 4 notes" in served("memory", "reindex", "--wait")
+    assert json.loads(served("memory", "reindex", "--progress", "--json"))["left"] == 0
+    undone = json.loads(served("memory", "rollback", "ann", "--since", "10m", "--json"))
+    assert undone["notes"] == {"agent/ann": 2, "group/team": 0}
+    assert json.loads(served("memory", "list", "agent/ann", "--json")) == []
+    assert "no namespace" in served("memory", "list", "ann", status=1)
+    assert "neither a date" in served("memory", "rollback", "ann", "--since", "soon", status=2)
+    assert "no note" in served("memory", "show", "agent/ann", "gone", status=1)
+
+
+def test_a_backup_of_a_running_kernel_comes_back_elsewhere(served: Shell, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NOTES], env=served.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(served("backup", str(tmp_path / "copy"), "--json"))
+    assert "memory.db" in {kept["name"] for kept in saved["databases"]}
+    assert "something in it" in served("backup", str(tmp_path / "copy"), status=1)
+    assert "memory.db" in served("restore", str(tmp_path / "copy"), "--home", str(tmp_path / "new"))
+    other = Shell(tmp_path / "new")
+    kernel = other.start("serve")
+    assert kernel.stdout is not None
+    kernel.stdout.readline()
+    found = json.loads(other("memory", "search", "agent/ann", "where is the safe?", "-k", "1", "--json"))
+    kernel.send_signal(signal.SIGINT)
+    kernel.stdout.close()
+    assert kernel.wait(20) == 0
+    assert [note["id"] for note in found] == ["safe"]
+
+
+def test_a_mounted_folder_is_found_through_the_kernel(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "tea.md").write_text("Green tea is made with water of eighty degrees.")
+    (tmp_path / "aios.toml").write_text(f'[mounts]\n"agent/reader" = "{tmp_path}/papers"\n')
+    kernel = subprocess.Popen([AIOS, "serve"], env=shell.environment, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert kernel.stdout is not None
+    kernel.stdout.readline()
+    found: list[Any] = []
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = json.loads(shell("memory", "search", "agent/reader/files", "green tea", "-k", "1", "--json"))
+    kernel.send_signal(signal.SIGINT)
+    kernel.stdout.close()
+    assert kernel.wait(20) == 0
+    assert found[0]["metadata"]["path"] == "tea.md"
+
+
+def test_looking_at_notes_starts_no_kernel(shell: Shell) -> None:
+    assert "aios serve" in shell("memory", "list", status=1)
 
 
 def test_what_is_served_has_an_http_front_on_a_socket(served: Shell) -> None:

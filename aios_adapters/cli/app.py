@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import audit, looking, running, settings
+from aios_adapters.cli import audit, backups, looking, notes, running, settings
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -19,9 +19,12 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(looking.ps)
 app.command()(looking.kill)
 app.command()(looking.trace)
+app.command()(backups.backup)
+app.command()(backups.restore)
 app.command()(settings.plugins)
 app.command()(settings.doctor)
 app.add_typer(settings.config_app, name="config")
 app.add_typer(audit.audit_app, name="audit")
+app.add_typer(notes.memory_app, name="memory")
 host().activate()
 host().hook.aios_commands(app=app)

@@ -19,7 +19,7 @@ from aios_kernel.config import Config, home_of, is_url, load_with_origins, socke
 from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import KernelInfo, KernelPolicy, KernelStatus, Ok
 
-_SECRET = {"token", "api_key"}
+_SECRET = {"token", "api_key", "storage_url"}
 config_app = typer.Typer(help="Look at the configuration; change the running kernel's policy.", no_args_is_help=True)
 
 

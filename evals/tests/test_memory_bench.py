@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aios_evals.memory_bench import locomo, speed
@@ -40,10 +41,21 @@ def test_missing_data_says_where_it_is_to_be_had(tmp_path: Path) -> None:
         locomo.load(tmp_path)
 
 
-def test_speed_gives_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_gives_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    row = speed.measure(40, 4, 10, 3)
-    assert (row["case"], row["notes"]) == ("4_spaces_64_writers", 40)
-    assert 0 < row["p50_ms"] <= row["p99_ms"]
-    assert min(row["adds_per_s"], row["chroma_adds_per_s"]) > 0
+    added = speed.adds(40, 3, writers=4)
+    assert (added["case"], added["notes"]) == ("add_4_writers", 40)
+    assert min(added["adds_per_s"], added["chroma_adds_per_s"]) > 0
+    found, reopened = speed.search(40, 4, 10)
+    assert (found["case"], reopened["case"]) == ("search_4_namespaces", "reopen_4_namespaces")
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert reopened["reopen_s"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_given_vectors_are_unit_and_lie_in_clusters() -> None:
+    made = speed.GivenVectors().embed([f"{n} word" for n in range(6000)])
+    assert np.linalg.norm(made, axis=1) == pytest.approx(np.ones(6000), abs=1e-5)
+    assert len(np.unique(made, axis=0)) > 5990
+    near = np.sort(made @ made[0])[-2]
+    assert 0.4 < near < 0.95

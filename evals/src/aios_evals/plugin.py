@@ -246,7 +246,7 @@ def memory(
     json: Json = False,
     full: Full = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the recorded workloads (AIOS_DATA).")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="recall, speed; default both.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="recall, adds, search; again for several.")] = None,
 ) -> None:
     """What the memory finds of recorded conversations, and how fast it writes and searches beside chromadb."""
     from aios_evals import report
@@ -254,14 +254,15 @@ def memory(
     from aios_evals.workloads.load import data_folder
     from aios_kernel.memory import SentenceTransformerEmbedder
 
-    parts = _known(only, ("recall", "speed"))
+    parts = _known(only, ("recall", "adds", "search"))
     rows: list[dict[str, Any]] = []
     if "recall" in parts:
         rows += locomo.recall(locomo.load(data_folder(data)), SentenceTransformerEmbedder())
-    if "speed" in parts:
-        sizes = [(100_000, 1), (1_000_000, 1000)] if full else [(2_000, 1), (10_000, 10)]
-        rows.append(speed.measure(1_000, 1, 1000, 300, writers=1))
-        rows += [speed.measure(notes, spaces, 1000, 300) for notes, spaces in sizes]
+    if "adds" in parts:
+        rows += [speed.adds(1_000, 300, writers=1), speed.adds(10_000, 300, writers=64)]
+    if "search" in parts:
+        for notes, spaces in [(1_000_000, 1_000), (100_000, 1)] if full else [(20_000, 20), (20_000, 1)]:
+            rows += speed.search(notes, spaces, 2_000)
     report.emit("memory", rows, json=json)
 
 

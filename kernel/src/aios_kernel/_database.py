@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, final
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, final
 import apsw
 
 from aios_kernel._batch import BatchThread
-from aios_kernel._sqlite import Synchronous, connect, migrate, transaction, typed_error
+from aios_kernel._sqlite import Synchronous, Upgrade, connect, migrate, transaction, typed_error
 from aios_kernel.errors import AiosError, Cancelled, InternalError
 
 T = TypeVar("T")
@@ -125,11 +125,14 @@ class Reader:
 
     async def run(self, job: Job[T]) -> T:
         """Run `job` on the reader thread and return its result."""
+        return await asyncio.wrap_future(self.submit(job))
+
+    def submit(self, job: Job[T]) -> Future[T]:
+        """`run` for callers without an event loop."""
         try:
-            future = self._executor.submit(self.view, job)
+            return self._executor.submit(self.view, job)
         except RuntimeError as error:  # the executor was shut down
             raise Cancelled("the kernel is shutting down", fix="aios serve") from error
-        return await asyncio.wrap_future(future)
 
     def view(self, job: Job[T]) -> T:
         """Run `job` on this thread; not while another thread uses this reader."""
@@ -157,19 +160,29 @@ class Database:
         path: the file.
         schema: SQL that creates the tables.
         version: the schema's version; see `migrate`.
+        upgrades: see `migrate`.
         synchronous: see `connect`.
     """
 
-    def __init__(self, path: Path, schema: str, version: int, *, synchronous: Synchronous = "FULL") -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        upgrades: Mapping[int, Upgrade] | None = None,
+        *,
+        synchronous: Synchronous = "FULL",
+    ) -> None:
         db = connect(path, synchronous=synchronous)
         try:
-            migrate(db, path, schema, version)
+            migrate(db, path, schema, version, upgrades)
         except AiosError:
             db.close(True)
             raise
         self._reader = Reader(path, name=path.stem)
         self._writer = GroupWriter(db, path, name=path.stem)
         self.read = self._reader.run
+        self.read_soon = self._reader.submit
         self.view = self._reader.view
         self.write = self._writer.run
         self.submit = self._writer.submit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -13,6 +13,8 @@ import apsw
 from aios_kernel.errors import AiosError, Busy, ConfigError, InternalError, InvalidRequest
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
+Upgrade: TypeAlias = Callable[[apsw.Connection], None]
+"""Changes the tables of one version into those of the next; runs in a transaction."""
 
 BUSY_TIMEOUT_MS = 5000
 
@@ -46,26 +48,47 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
     return db
 
 
-def migrate(db: apsw.Connection, path: Path, schema: str, version: int) -> None:
-    """Create the tables of a new database, or check that an old one has a schema this release knows.
+def migrate(
+    db: apsw.Connection, path: Path, schema: str, version: int, upgrades: Mapping[int, Upgrade] | None = None
+) -> None:
+    """Create the tables of a new database, or bring those of an earlier release up to date, all or nothing.
+
+    Args:
+        db: the database.
+        path: its file, for errors.
+        schema: SQL that creates the tables.
+        version: the schema's version.
+        upgrades: what makes version `n` version `n + 1`, by `n`.
 
     Raises:
         ConfigError: a newer release wrote the database.
         AiosError: the schema cannot be written.
     """
     try:
-        found = db.pragma("user_version")
-        if found == 0:
-            with transaction(db):
+        with transaction(db):
+            found = db.pragma("user_version")
+            if found == 0:
                 db.execute(schema)
+            else:
+                _upgrade(db, path, int(found), version, upgrades or {})
+            if found != version:
                 db.pragma("user_version", version)
     except apsw.Error as error:
         raise typed_error(error, path) from error
-    if found not in (0, version):
+
+
+def _upgrade(db: apsw.Connection, path: Path, found: int, version: int, upgrades: Mapping[int, Upgrade]) -> None:
+    steps = [upgrades.get(step) for step in range(found, version)]
+    if found > version or None in steps:
         raise ConfigError(
             f"{path} has schema version {found}; this release knows version {version}",
             fix="pip install --upgrade aios-kernel, or point AIOS_HOME at another folder",
         )
+    for step in steps:
+        assert step is not None
+        step(db)
+    if steps:
+        _log.info("%s was brought from schema version %d to %d", path, found, version)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from aios_kernel.plugins import (
     EmbedderFactory,
     EngineFactory,
     PolicyFactory,
+    RerankerFactory,
     StorageFactory,
     VectorFactory,
     hookimpl,
@@ -19,7 +20,7 @@ from aios_kernel.plugins import (
 if TYPE_CHECKING:
     from aios_kernel.chat.protocol import LoadedModel
     from aios_kernel.config import Config
-    from aios_kernel.memory import Embedder, VectorIndex
+    from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.storage import Storage
 
 
@@ -48,8 +49,8 @@ def aios_kernel_policies() -> Mapping[str, PolicyFactory]:
 
 @hookimpl
 def aios_kernel_storage() -> Mapping[str, StorageFactory]:
-    """Storage in SQLite."""
-    return {"sqlite": _sqlite}
+    """Storage in SQLite, or in PostgreSQL."""
+    return {"sqlite": _sqlite, "postgres": _postgres}
 
 
 @hookimpl
@@ -62,6 +63,12 @@ def aios_kernel_vectors() -> Mapping[str, VectorFactory]:
 def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
     """Embedders: sentence-transformers, or hashed words for tests."""
     return {"sentence-transformers": _sentence_transformers, "hash": _hash}
+
+
+@hookimpl
+def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
+    """No reranker, or a cross-encoder from a folder."""
+    return {"": _no_reranker, "cross-encoder": _cross_encoder}
 
 
 def _torch(config: Config) -> LoadedModel:
@@ -118,10 +125,19 @@ def _openai(config: Config) -> LoadedModel:
     )
 
 
-def _sqlite(home: Path) -> Storage:
+def _sqlite(config: Config) -> Storage:
+    from aios_kernel.config import home_of
     from aios_kernel.storage import SqliteStorage
 
-    return SqliteStorage(home / "storage.db")
+    return SqliteStorage(home_of(config) / "storage.db", config.storage_quota_bytes)
+
+
+def _postgres(config: Config) -> Storage:
+    from aios_kernel.storage import PostgresStorage
+
+    if not config.storage_url:
+        raise ConfigError('storage = "postgres" needs storage_url', fix="set storage_url to postgresql://...")
+    return PostgresStorage(config.storage_url, config.storage_quota_bytes)
 
 
 def _chroma(home: Path, embedder: str) -> VectorIndex:
@@ -146,3 +162,13 @@ def _hash(config: Config) -> Embedder:
     from aios_kernel.memory import HashEmbedder
 
     return HashEmbedder()
+
+
+def _no_reranker(config: Config) -> Reranker | None:
+    return None
+
+
+def _cross_encoder(config: Config) -> Reranker | None:
+    from aios_kernel.memory import CrossEncoderReranker
+
+    return CrossEncoderReranker(Path(config.reranker).expanduser())

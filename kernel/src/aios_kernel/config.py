@@ -82,9 +82,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Disk space below the data directory for those that find no room there; 0: none."""
     embedder: str = "auto"
     """`auto` (all-MiniLM-L6-v2: installed package, then hub), `hash`, or the path of a sentence-transformers model."""
+    log_bytes: Annotated[int, msgspec.Meta(ge=1)] = 1 << 20
+    """RAM for the interaction log of one program; what was used least moves to the data directory."""
+    reranker: str = ""
+    """Folder of a cross-encoder that looks at the best notes of a search once more; empty: none."""
     vectors: str = "chroma"
     """Vector index of the memory: `chroma` or `exact`."""
+    mounts: dict[str, str] = {}
+    """Folders of text files by the space that finds them: `"agent/NAME" = "FOLDER"`."""
     storage: str = "sqlite"
+    """Where files live: `sqlite`, in the data directory, or `postgres`."""
+    storage_url: str = ""
+    """Of the database, such as `postgresql://user@host/name`; its password is better left to PGPASSFILE."""
+    storage_quota_bytes: _Count = 0
+    """What the files of one agent or group may have, all versions together; 0: any."""
     audit_seals: str = ""
     """Folder of the audit log's signed seals; best one where only the kernel's user can write, on another disk. Empty:
     `audit.seals` in the data directory."""

@@ -17,6 +17,7 @@
     ├── AccessDenied
     ├── Busy                   try again after `retry_after_s`
     ├── BudgetExceeded         an agent or a group is over its total of tokens
+    ├── QuotaExceeded          an owner's files have all the bytes that they may have
     ├── DeadlineExceeded
     ├── Cancelled
     ├── ToolError
@@ -175,6 +176,12 @@ class BudgetExceeded(AiosError):
     """An agent or a group has used up the tokens that it may use in all."""
 
     code = "budget_exceeded"
+
+
+class QuotaExceeded(AiosError):
+    """The files of an agent or a group, all versions together, would have more bytes than they may."""
+
+    code = "quota_exceeded"
 
 
 class DeadlineExceeded(AiosError):

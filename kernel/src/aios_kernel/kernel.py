@@ -33,6 +33,7 @@ from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
 from aios_kernel.managers import Managers
+from aios_kernel.notes import NoteService
 from aios_kernel.overload import Gate
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
 from aios_kernel.scheduler.protocol import Options, Policy
@@ -417,6 +418,7 @@ class Kernel:
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
             **spaces.routes(),
+            **NoteService(self.managers).routes(),
         }
 
 

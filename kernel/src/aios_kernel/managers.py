@@ -33,6 +33,7 @@ class Managers:
     def drop(self, program: Program) -> None:
         """Free what a program that has ended still holds."""
         self.grants.drop(program.id)
+        self.memory.end_program(program.principal, program.agent, program.id)
 
     async def close(self) -> None:
         """Write everything down and close; the audit log last, since closing others is audited too."""
@@ -49,12 +50,16 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
     home = home_of(config)
     known = plugins.named("aios_kernel_embedders")
     embedder = known.get(config.embedder, known["sentence-transformers"])(config)
+    rerankers = plugins.named("aios_kernel_rerankers")
+    reranker = rerankers.get(config.reranker, rerankers["cross-encoder"])(config)
     vectors = plugins.pick("aios_kernel_vectors", "vectors", config.vectors)
     return Managers(
         access=AccessManager(home / "access.db"),
         audit=AuditLog(home / "audit.db", Path(config.audit_seals).expanduser() if config.audit_seals else None),
-        memory=MemoryManager(home, embedder, functools.partial(vectors, home)),
-        storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(home),
+        memory=MemoryManager(
+            home, embedder, functools.partial(vectors, home), reranker=reranker, log_bytes=config.log_bytes
+        ),
+        storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
         tools=ToolRegistry(plugins.tools(), default_timeout_s=config.tool_timeout_s),
         grants=ToolGrants(config.tool_timeout_s),
     )

@@ -17,7 +17,7 @@ from aios_kernel.errors import ConfigError
 if TYPE_CHECKING:
     from aios_kernel.chat.protocol import LoadedModel
     from aios_kernel.config import Config
-    from aios_kernel.memory import Embedder, VectorIndex
+    from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.scheduler.protocol import Options, Policy
     from aios_kernel.storage import Storage
     from aios_kernel.tools import HostedTool
@@ -28,9 +28,10 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 PolicyFactory: TypeAlias = "Callable[[Options], Policy]"
 EngineFactory: TypeAlias = "Callable[[Config], LoadedModel]"
-StorageFactory: TypeAlias = "Callable[[Path], Storage]"
+StorageFactory: TypeAlias = "Callable[[Config], Storage]"
 VectorFactory: TypeAlias = "Callable[[Path, str], VectorIndex]"
 EmbedderFactory: TypeAlias = "Callable[[Config], Embedder]"
+RerankerFactory: TypeAlias = "Callable[[Config], Reranker | None]"
 F = TypeVar("F")
 
 
@@ -47,7 +48,7 @@ class Hooks:
 
     @hookspec
     def aios_kernel_storage(self) -> Mapping[str, StorageFactory]:  # type: ignore[empty-body]
-        """Storage backends: a factory takes the data directory."""
+        """Storage backends: a factory takes the configuration."""
 
     @hookspec
     def aios_kernel_vectors(self) -> Mapping[str, VectorFactory]:  # type: ignore[empty-body]
@@ -56,6 +57,10 @@ class Hooks:
     @hookspec
     def aios_kernel_embedders(self) -> Mapping[str, EmbedderFactory]:  # type: ignore[empty-body]
         """Embedders: a factory takes the configuration."""
+
+    @hookspec
+    def aios_kernel_rerankers(self) -> Mapping[str, RerankerFactory]:  # type: ignore[empty-body]
+        """Rerankers of the memory: a factory takes the configuration. Other values are a model's folder."""
 
     @hookspec
     def aios_kernel_tools(self) -> list[HostedTool]:  # type: ignore[empty-body]

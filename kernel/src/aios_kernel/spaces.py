@@ -1,4 +1,4 @@
-"""The `memory.*`, `storage.*` and `access.*` syscalls: whose space, who may, then the manager.
+"""The `storage.*` and `access.*` syscalls: whose space, who may, then the manager.
 
 A space is `agent/<name>` or `group/<name>` and what is below; plain `group` is the caller's own group's. An agent of a
 framework inside another (`team/calc`) acts with the rights of the outermost one, whose name comes first.
@@ -16,6 +16,7 @@ from aios_kernel.process import Program
 from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Ok, Result, Right
 
 if TYPE_CHECKING:
+    from aios_kernel.access import AccessManager
     from aios_kernel.kernel import Handler
     from aios_kernel.managers import Managers
 
@@ -28,17 +29,11 @@ class SpaceService:
     def __init__(self, managers: Managers) -> None:
         self._access = managers.access
         self._audit = managers.audit
-        self._memory = managers.memory
         self._storage = managers.storage
 
     def routes(self) -> dict[type, Handler]:
         """The handlers by syscall."""
         return {
-            syscalls.MemoryAdd: self._add,
-            syscalls.MemorySearch: self._search,
-            syscalls.MemoryGet: self._get_note,
-            syscalls.MemoryUpdate: self._update,
-            syscalls.MemoryDelete: self._delete_note,
             syscalls.StoragePut: self._put,
             syscalls.StorageGet: self._get_file,
             syscalls.StorageList: self._list,
@@ -52,33 +47,7 @@ class SpaceService:
         }
 
     def _space(self, program: Program, named: str | None, right: Right) -> str:
-        """The space that a call is about, once the caller may use it; None means the caller's own."""
-        space = f"group/{program.group}" if named == "group" else named or f"agent/{program.agent}"
-        self._access.check(program.principal, root_of(program), program.group, space, right)
-        return space
-
-    # --- memory -----------------------------------------------------------------------------------------------------
-
-    async def _add(self, open_call: OpenCall, call: syscalls.MemoryAdd) -> Result:
-        program = open_call.program
-        space = self._space(program, call.namespace, "write")
-        return await self._memory.add(program.principal, space, program.agent, call)
-
-    async def _search(self, open_call: OpenCall, call: syscalls.MemorySearch) -> Result:
-        space = self._space(open_call.program, call.namespace, "read")
-        return await self._memory.search(open_call.program.principal, space, call)
-
-    async def _get_note(self, open_call: OpenCall, call: syscalls.MemoryGet) -> Result:
-        space = self._space(open_call.program, call.namespace, "read")
-        return await self._memory.get(open_call.program.principal, space, call.id)
-
-    async def _update(self, open_call: OpenCall, call: syscalls.MemoryUpdate) -> Result:
-        space = self._space(open_call.program, call.namespace, "write")
-        return await self._memory.update(open_call.program.principal, space, call)
-
-    async def _delete_note(self, open_call: OpenCall, call: syscalls.MemoryDelete) -> Result:
-        space = self._space(open_call.program, call.namespace, "write")
-        return Count(count=await self._memory.delete(open_call.program.principal, space, call.id))
+        return allowed_space(self._access, program, named, right)
 
     # --- storage ----------------------------------------------------------------------------------------------------
 
@@ -129,6 +98,16 @@ class SpaceService:
     async def _verify_audit(self, open_call: OpenCall, call: syscalls.AccessVerify) -> Result:
         del open_call, call
         return AuditVerdict(**(await self._audit.verify())._asdict())
+
+
+def allowed_space(access: AccessManager, program: Program, named: str | None, right: Right) -> str:
+    """The space that a call is about, once its caller may use it; None means the caller's own.
+
+    Raises AccessDenied, or InvalidRequest for a malformed name.
+    """
+    space = f"group/{program.group}" if named == "group" else named or f"agent/{program.agent}"
+    access.check(program.principal, root_of(program), program.group, space, right)
+    return space
 
 
 def root_of(program: Program) -> str:

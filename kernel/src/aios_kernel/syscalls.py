@@ -241,7 +241,13 @@ class Tools(_Message, frozen=True, tag="tool.tools"):
 
 
 class Note(_Message, frozen=True, tag="memory.note"):
-    """A piece of long-term memory. `score` is set by a search (higher is nearer)."""
+    """A piece of long-term memory. `score` is set by a search (higher is nearer).
+
+    Where it comes from: `author` (the agent), `framework`, `program` (the run) and `source`, the conversation or
+    document that it is a piece of. Times are seconds since 1970: `created_s` and `updated_s` when it was first and last
+    written, `time_s` when what it tells happened, `expires_s` when it is over. `superseded_by` is the id of the note
+    that stands in its place.
+    """
 
     id: str
     namespace: str
@@ -250,13 +256,25 @@ class Note(_Message, frozen=True, tag="memory.note"):
     metadata: dict[str, Any] = {}
     created_s: float = 0.0
     score: float | None = None
+    updated_s: float = 0.0
+    framework: str = ""
+    program: str = ""
+    source: str | None = None
+    time_s: float | None = None
+    expires_s: float | None = None
+    superseded_by: str | None = None
+    searchable: bool = True
+    """Whether searches find it, or only its id, age and metadata."""
 
 
 class MemoryAdd(_Message, frozen=True, tag="memory.add"):
     """Remember a text; gives the `Note`. `namespace` None means the caller's own, `agent/<name>`; `group` its group's.
 
     With `id` an existing note of that id in the namespace is replaced. `embed=False` keeps a row that is found by id
-    and metadata only (chat buffers, key-value stores).
+    and metadata only (chat buffers, key-value stores). `source` names the conversation or document that the note is a
+    piece of (None: what its metadata calls source, session, thread or conversation, else the caller's run); notes that
+    follow one another in a source help to find each other. `time_s` is when it happened, `ttl_s` how many seconds it
+    stays, `supersedes` the id of a note that searches shall find no more because of this one.
     """
 
     text: str
@@ -264,18 +282,30 @@ class MemoryAdd(_Message, frozen=True, tag="memory.add"):
     metadata: dict[str, Any] = {}
     id: str | None = None
     embed: bool = True
+    source: str | None = None
+    time_s: float | None = None
+    ttl_s: float | None = None
+    supersedes: str | None = None
 
 
 class MemorySearch(_Message, frozen=True, tag="memory.search"):
-    """Find the `k` nearest notes, filtered by equality on metadata before the ranking; gives `Notes`.
+    """Find the `k` notes that fit a query best; gives `Notes`.
 
-    An empty query lists the notes by age, oldest first, without ranking.
+    Only notes are ranked that the filters let pass: equality on metadata, `author`, and `time_s` (or, without one,
+    `created_s`) between `since_s` and `until_s`. With `half_life_s` older notes lose, half of what recency is worth in
+    so many seconds. An empty query lists the notes by age, oldest first, without ranking, beginning behind the note
+    with the id `after`. `namespace` `all` means every namespace that the caller may read.
     """
 
     query: str = ""
     namespace: str | None = None
     k: int = 5
     filter: dict[str, str | int | float | bool] = {}
+    author: str | None = None
+    since_s: float | None = None
+    until_s: float | None = None
+    half_life_s: float | None = None
+    after: str | None = None
 
 
 class MemoryGet(_Message, frozen=True, tag="memory.get"):
@@ -299,6 +329,90 @@ class MemoryDelete(_Message, frozen=True, tag="memory.delete"):
 
     id: str | None = None
     namespace: str | None = None
+
+
+class MemorySpaces(_Message, frozen=True, tag="memory.spaces"):
+    """List the namespaces of the caller's principal that have notes; gives `Spaces`: names and numbers, no contents."""
+
+
+class MemoryRollback(_Message, frozen=True, tag="memory.rollback"):
+    """Take back what an agent, and the agents inside it, wrote since a time (seconds since 1970); gives `Count`.
+
+    Changes that others made since then stay. `namespace` `all` means every namespace that the caller may write to.
+    """
+
+    agent: str
+    since_s: float
+    namespace: str | None = "all"
+
+
+class MemoryRecord(_Message, frozen=True, tag="memory.record"):
+    """Add to the caller's interaction log: short-term memory, within a budget; gives the `Interaction`."""
+
+    text: str
+    role: str = ""
+
+
+class MemoryRecall(_Message, frozen=True, tag="memory.recall"):
+    """Read an interaction log; gives `Interactions`.
+
+    `first` and `last` count from 1, or back from -1, the newest; `last` None means to the end. `program` is the
+    caller's own, or an ended run of the same agent that kept its log.
+    """
+
+    first: int = 1
+    last: int | None = None
+    program: str | None = None
+
+
+class MemoryKeep(_Message, frozen=True, tag="memory.keep"):
+    """Let the caller's interaction log outlive its run, durable as notes are; without this it goes with the run."""
+
+
+class Interaction(_Message, frozen=True, tag="memory.interaction"):
+    """One entry of an interaction log, numbered from 1."""
+
+    number: int
+    role: str
+    text: str
+    at_s: float
+
+
+class Interactions(_Message, frozen=True, tag="memory.interactions"):
+    """Entries of an interaction log by number."""
+
+    interactions: list[Interaction]
+
+
+class MemoryReindex(_Message, frozen=True, tag="memory.reindex"):
+    """Embed the notes of the caller's principal anew, in the background; gives `MemoryProgress`.
+
+    `start=False` only asks how far embedding has come: after a change of the embedding model it runs by itself.
+    """
+
+    start: bool = True
+
+
+class MemorySpace(_Message, frozen=True):
+    """A namespace, how many notes it has, and how many of these searches find."""
+
+    namespace: str
+    notes: int
+    searchable: int
+
+
+class Spaces(_Message, frozen=True, tag="memory.space_list"):
+    """Namespaces by name."""
+
+    spaces: list[MemorySpace]
+
+
+class MemoryProgress(_Message, frozen=True, tag="memory.progress"):
+    """How far embedding by the present model has come: of `total` notes `left` are still found by their words only."""
+
+    model: str
+    total: int
+    left: int
 
 
 class Notes(_Message, frozen=True, tag="memory.notes"):
@@ -714,7 +828,8 @@ class Count(_Message, frozen=True, tag="count"):
 Syscall: TypeAlias = Union[
     LlmChat, LlmEmbed,
     ToolBegin, ToolEnd, ToolInvoke, ToolList,
-    MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete,
+    MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete, MemorySpaces, MemoryRollback, MemoryReindex,
+    MemoryRecord, MemoryRecall, MemoryKeep,
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
     AgentSpawn, AgentExit, AgentSend, AgentReceive, AgentWait, AgentPriority,
     AccessGrant, AccessRevoke, AccessAudit, AccessVerify,
@@ -723,8 +838,9 @@ Syscall: TypeAlias = Union[
 """Everything that can be asked."""
 
 Result: TypeAlias = Union[
-    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, FileInfo, FileData, Files, Mail,
-    ProgramInfo, AuditRecords, AuditVerdict, KernelStatus, Programs, Trace,
+    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, Spaces, MemoryProgress,
+    Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo, AuditRecords, AuditVerdict,
+    KernelStatus, Programs, Trace,
 ]  # fmt: skip
 """Everything that can be answered."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aios_kernel.errors import InternalError, KernelLocked
-from aios_kernel.memory import ChromaIndex, ChromaStore, ExactIndex, HashEmbedder, Space, VectorIndex, chroma_worker
+from aios_kernel.memory import ChromaIndex, ChromaStore, ExactIndex, Space, VectorIndex, chroma_worker
 
 A, B = Space("u", "agent/a"), Space("u", "agent/b")
 SPACES = [A, B, Space("u\0agent/a", ""), Space("v", "agent/a"), Space("u", "agent/a/b")]
@@ -141,48 +141,15 @@ def test_searches_run_while_another_thread_changes_the_index(index: VectorIndex)
     assert index.count(A) == 300 - 15
 
 
-def test_nearly_equal_vectors_are_all_found(worker: ChromaIndex) -> None:
-    """The case that chroma's graph search gets wrong for about one vector in twenty."""
-    names = [f"c0w{i % 4}x{i}" for i in range(1200)]
-    stored = HashEmbedder().embed([f"{name} draft" for name in names])
-    for start in range(0, 1200, 60):
-        worker.add(A, names[start : start + 60], stored[start : start + 60])
-    assert {hit.id for hit in worker.search(A, stored[0], 5000)} == set(names)
-    worker.drop(A)
-
-
-def test_copies_in_ram_stay_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aios_kernel.memory import chroma
-
-    monkeypatch.setattr(chroma, "_COPIED_LIMIT", 60)
-    index = ChromaIndex(tmp_path, "m", exact_limit=40)
-    stored = vectors(50)
-    spaces = [Space("u", f"agent/{n}") for n in range(5)]
-    for space in spaces:
-        index.add(space, ids(25), stored[:25])
-    for space in [*spaces, *spaces]:
-        assert index.search(space, stored[3], 1)[0].id == "n3"
-        assert len(index._copied) <= 2
-    last = spaces[-1]
-    assert last in index._copied
-    index.add(last, ids(50), stored)
-    assert last not in index._copied
-    assert index.search(last, stored[44], 1)[0].id == "n44"
-    index.delete(last, [f"n{n}" for n in range(30)])
-    assert {hit.id for hit in index.search(last, stored[44], 99)} == {f"n{n}" for n in range(30, 50)}
-    index.close()
-
-
 def test_chroma_keeps_its_vectors_and_drops_another_models(tmp_path: Path) -> None:
     stored = vectors(50)
     first = ChromaStore(tmp_path / "chroma", "m")
     first.add(A, ids(50), stored)
     first.close()
-    second = ChromaIndex(tmp_path / "chroma", "m", exact_limit=10)
+    second = ChromaIndex(tmp_path / "chroma", "m")
     assert second.count(A) == 50
     assert second.search(A, stored[7], 1)[0].id == "n7"
     assert second.search(A, stored[7], 1, ["n8", "missing"])[0].id == "n8"
-    assert A in second._large
     second.close()
     other = ChromaStore(tmp_path / "chroma", "other model")
     assert other.count(A) == 0
@@ -195,7 +162,7 @@ def test_chroma_keeps_its_vectors_and_drops_another_models(tmp_path: Path) -> No
 
 def test_a_worker_that_died_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     stored = vectors(50)
-    index = ChromaIndex(tmp_path / "chroma", "m", exact_limit=10)
+    index = ChromaIndex(tmp_path / "chroma", "m")
     index.add(A, ids(50), stored)
     process = index._worker._process
     assert process is not None

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aios_kernel.errors import Cancelled, InvalidRequest, NotFound
+from aios_kernel.errors import Cancelled, InvalidRequest, NotFound, QuotaExceeded
 from aios_kernel.storage import MAX_FILE_BYTES, Storage
 from aios_kernel.syscalls import MAX_FRAME_BYTES, Done, FileData
 
-MakeStorage = Callable[[Path], Storage]
+MakeStorage = Callable[..., Storage]
 A = ("u", "agent/alice")
 
 
@@ -43,6 +43,25 @@ async def test_versions_are_kept_and_old_ones_come_back(storage: Storage) -> Non
     assert (again.version, again.size) == (4, 3)
     assert (await storage.get(*A, "f")).data == b"two"
     assert [info.version for info in await storage.versions(*A, "f")] == [4, 3, 2, 1]
+
+
+async def test_an_owner_has_no_more_bytes_than_its_quota(make_storage: MakeStorage, tmp_path: Path) -> None:
+    storage = make_storage(tmp_path, 100)
+    await storage.put(*A, "f", b"x" * 60)
+    for call in (storage.put(*A, "g", b"x" * 41), storage.put(*A, "f", b"x" * 60), storage.rollback(*A, "f", 1)):
+        with pytest.raises(QuotaExceeded, match="agent/alice"):
+            await call
+    assert [info.path for info in await storage.list(*A)] == ["f"]
+    assert len(await storage.versions(*A, "f")) == 1
+    await storage.put("u", "agent/bob", "f", b"x" * 100)
+    results = await asyncio.gather(*(storage.put(*A, f"n{n}", b"x" * 10) for n in range(9)), return_exceptions=True)
+    assert sum(isinstance(result, QuotaExceeded) for result in results) == 5
+    assert await storage.usage(*A) == 100
+    await storage.delete(*A, "f")
+    assert await storage.usage(*A) == 40
+    assert await storage.usage("u", "agent/nobody") == 0
+    await storage.put(*A, "f", b"x" * 60)
+    await storage.close()
 
 
 async def test_what_is_missing_is_not_found(storage: Storage) -> None:

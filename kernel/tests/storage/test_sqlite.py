@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from aios_kernel import _sqlite
-from aios_kernel.errors import Busy, InternalError
+from aios_kernel.errors import Busy, InternalError, QuotaExceeded
 from aios_kernel.storage import SqliteStorage
 
 A = ("u", "agent/alice")
@@ -118,4 +118,26 @@ async def test_waiting_writes_share_a_commit(tmp_path: Path) -> None:
     await asyncio.gather(*(storage.put(*A, f"f{n}", b"x") for n in range(300)))
     assert commits < 100
     storage._db._writer._db.set_commit_hook(None)
+    await storage.close()
+
+
+async def test_the_tables_of_release_0_1_are_brought_up_to_date(tmp_path: Path) -> None:
+    old = apsw.Connection(str(tmp_path / "storage.db"))
+    old.execute(
+        "CREATE TABLE files (id INTEGER PRIMARY KEY, principal TEXT NOT NULL, owner TEXT NOT NULL, path TEXT NOT NULL,"
+        " version INTEGER NOT NULL, size INTEGER NOT NULL, created_s REAL NOT NULL, data BLOB NOT NULL,"
+        " UNIQUE (principal, owner, path, version)) STRICT; PRAGMA user_version = 1"
+    )
+    for version, data in ((1, b"one"), (2, b"second")):
+        old.execute(
+            "INSERT INTO files (principal, owner, path, version, size, created_s, data)"
+            " VALUES (?, ?, 'f', ?, ?, 1.0, ?)",
+            (*A, version, len(data), data),
+        )
+    old.close()
+    storage = SqliteStorage(tmp_path / "storage.db", 12)
+    assert (await storage.get(*A, "f")).data == b"second"
+    assert await storage.usage(*A) == 9
+    with pytest.raises(QuotaExceeded):
+        await storage.put(*A, "g", b"four")
     await storage.close()

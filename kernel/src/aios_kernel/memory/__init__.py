@@ -7,14 +7,17 @@ from aios_kernel.memory.exact import ExactIndex
 from aios_kernel.memory.index import Space, VectorIndex
 from aios_kernel.memory.manager import MemoryManager
 from aios_kernel.memory.minilm import SentenceTransformerEmbedder
+from aios_kernel.memory.reranker import CrossEncoderReranker, Reranker
 
 __all__ = [
     "ChromaIndex",
     "ChromaStore",
+    "CrossEncoderReranker",
     "Embedder",
     "ExactIndex",
     "HashEmbedder",
     "MemoryManager",
+    "Reranker",
     "SentenceTransformerEmbedder",
     "Space",
     "VectorIndex",

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
-import numpy as np
-
 from aios_kernel.errors import AiosError, ConfigError, InternalError
 from aios_kernel.memory.index import Hit, Space, Vector, Vectors
 
@@ -62,15 +60,6 @@ class ChromaStore:
             if collection is None or k < 1 or (allowed is not None and not allowed):
                 return []
             return _query(collection, vector, k, allowed)
-
-    def page(self, space: Space, start: int, limit: int) -> tuple[list[str], Vectors]:
-        """Some of the vectors of a space with their ids, in chroma's order."""
-        with self._typed():
-            collection = self._known(space)
-            if collection is None:
-                return [], np.zeros((0, 0), np.float32)
-            found: Any = collection.get(limit=limit, offset=start, include=["embeddings"])
-            return found["ids"], np.asarray(found["embeddings"], np.float32)
 
     def delete(self, space: Space, ids: Sequence[str]) -> None:
         """See `VectorIndex.delete`."""

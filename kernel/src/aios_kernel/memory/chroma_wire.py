@@ -36,13 +36,6 @@ class Search(_Frame, frozen=True, tag="search"):
     allowed: list[str] | None
 
 
-class Page(_Frame, frozen=True, tag="page"):
-    """Answered by ids and vectors."""
-
-    start: int
-    limit: int
-
-
 class Delete(_Frame, frozen=True, tag="delete"):
     """Remove some ids."""
 
@@ -57,7 +50,7 @@ class Count(_Frame, frozen=True, tag="count"):
     """Answered by the count."""
 
 
-Request: TypeAlias = Union[Add, Search, Page, Delete, Drop, Count]
+Request: TypeAlias = Union[Add, Search, Delete, Drop, Count]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,9 +61,6 @@ def _answer(store: ChromaStore, request: wire.Request) -> wire.Reply:
             hits = store.search(space, wire.from_bytes(request.vector, 1)[0], request.k, request.allowed)
             scores = np.array([hit.score for hit in hits], np.float32)
             return wire.Reply(ids=[hit.id for hit in hits], numbers=wire.to_bytes(scores))
-        case wire.Page():
-            ids, vectors = store.page(space, request.start, request.limit)
-            return wire.Reply(ids=ids, numbers=wire.to_bytes(vectors))
         case wire.Delete():
             store.delete(space, request.ids)
         case wire.Drop():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar, final
@@ -13,9 +15,10 @@ import numpy as np
 from aios_kernel._batch import BatchThread
 from aios_kernel.errors import AiosError, InternalError
 from aios_kernel.memory.embedder import Embedder
-from aios_kernel.memory.index import Vectors
+from aios_kernel.memory.index import Vector, Vectors
 
 _MAX_JOBS = 256
+_MAX_KEPT = 8192
 
 T = TypeVar("T")
 
@@ -46,10 +49,11 @@ class _Count:
 
 @final
 class EmbeddingThread:
-    """Owns the embedder; all vectors that come out have unit length."""
+    """Owns the embedder; all vectors that come out have unit length. The last ones are kept, by their text's hash."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
+        self._kept: OrderedDict[bytes, Vector] = OrderedDict()
         self._thread: BatchThread[_Embed | _Count] = BatchThread(self._run, name="aios-embedder", max_items=_MAX_JOBS)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
@@ -109,6 +113,18 @@ class EmbeddingThread:
             future.set_result(result)
 
     def _embed(self, texts: list[str]) -> Vectors:
+        hashes = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
+        new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in self._kept}
+        made = dict(zip(new, self._made(list(new.values())), strict=True)) if new else {}
+        vectors = [made[digest] if digest in made else self._kept[digest] for digest in hashes]
+        for digest, vector in zip(hashes, vectors, strict=True):
+            self._kept[digest] = vector
+            self._kept.move_to_end(digest)
+        while len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return np.stack(vectors)
+
+    def _made(self, texts: list[str]) -> Vectors:
         vectors = np.asarray(self._embedder.embed(texts), np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise InternalError(f"the embedder {self._embedder.name} gave bad vectors, shape {vectors.shape}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, final
@@ -18,8 +18,8 @@ from aios_kernel.memory import outbox
 from aios_kernel.memory.embedding import EmbeddingThread
 from aios_kernel.memory.index import Hit, Space, Vector, VectorIndex
 from aios_kernel.memory.outbox import Stored
+from aios_kernel.memory.reading import vector_of
 from aios_kernel.memory.recent import Recent
-from aios_kernel.memory.rows import vector_of
 
 _LINGER_S = 1.0
 _PORTION = 512
@@ -38,27 +38,50 @@ class _Wake:
     """Something changed."""
 
 
+class _Settle(NamedTuple):
+    """Answer when nothing is left to carry over."""
+
+    done: Future[None]
+
+
 @final
 class Indexer:
     """One thread, the only one that changes the index; the first use opens it.
 
     A space is *open* once its index was checked against the rows in this process; until then nobody searches it. An
     index whose count disagrees is dropped and rebuilt.
+
+    Args:
+        path: the database's file.
+        db: the database.
+        embedding: embeds notes anew that another model embedded.
+        make: opens the index.
+        model: the name of the present model.
+        revectored: told of notes that were embedded anew, after the commit, on the writer's thread.
     """
 
     def __init__(
-        self, path: Path, db: Database, embedding: EmbeddingThread, make: Callable[[], VectorIndex], model: str
+        self,
+        path: Path,
+        db: Database,
+        embedding: EmbeddingThread,
+        make: Callable[[], VectorIndex],
+        model: str,
+        revectored: Callable[[Space, Mapping[str, Vector]], None],
     ) -> None:
         self._db = db
         self._reader = Reader(path, name="index")
         self._embedding = embedding
         self._make = make
         self._model = model
+        self._revectored = revectored
         self._index: VectorIndex | None = None
         self._open: set[Space] = set()
         self._closing = False
         self.recent = Recent()
-        self._thread: BatchThread[_Prepare | _Wake] = BatchThread(self._run, name="aios-indexer", linger_s=_LINGER_S)
+        self._thread: BatchThread[_Prepare | _Settle | _Wake] = BatchThread(
+            self._run, name="aios-indexer", linger_s=_LINGER_S
+        )
 
     def wake(self) -> None:
         """Say that notes changed; the index follows in about a second."""
@@ -70,6 +93,12 @@ class Indexer:
         self._thread.put(_Prepare(space, done), urgent=True)
         await asyncio.wrap_future(done)
 
+    def settled(self) -> Future[None]:
+        """Done when the index has taken over what was written before; a space that it fails on is left out."""
+        done: Future[None] = Future()
+        self._thread.put(_Settle(done), urgent=True)
+        return done
+
     def is_open(self, space: Space) -> bool:
         """Whether the index of a space was checked and may be searched."""
         return space in self._open
@@ -80,6 +109,11 @@ class Indexer:
             return []
         return self._index.search(space, vector, k, allowed)
 
+    def unsettle(self, space: Space) -> None:
+        """Say that a space changed in ways that `recent` does not tell: it is not open until the index has followed."""
+        self._open.discard(space)
+        self.wake()
+
     def close(self) -> None:
         """Carry over what is open and close the index; blocks."""
         self._closing = True
@@ -88,15 +122,18 @@ class Indexer:
             self._index.close()
         self._reader.close()
 
-    def _run(self, batch: list[_Prepare | _Wake]) -> None:
+    def _run(self, batch: list[_Prepare | _Settle | _Wake]) -> None:
         for item in batch:
             if isinstance(item, _Prepare) and item.done.set_running_or_notify_cancel():
                 error = self._try_sync(item.space)
                 item.done.set_exception(error) if error else item.done.set_result(None)
-        if self._closing and self._index is None:
-            return  # the outbox keeps what is open; opening an index only to close it would cost a second
-        for space in self._reader.view(outbox.spaces_waiting):
-            self._try_sync(space)
+        # At the end the outbox keeps what is open: opening an index only to close it would cost a second.
+        if not (self._closing and self._index is None):
+            for space in self._reader.view(outbox.spaces_waiting):
+                self._try_sync(space)
+        for item in batch:
+            if isinstance(item, _Settle) and item.done.set_running_or_notify_cancel():
+                item.done.set_result(None)
 
     def _try_sync(self, space: Space) -> AiosError | None:
         try:
@@ -149,7 +186,11 @@ class Indexer:
     def _embed_anew(self, space: Space, foreign: list[Stored]) -> list[Stored]:
         vectors = self._embedding.submit([note.text for note in foreign]).result()
         made = [(note.id, note.text, vector.tobytes()) for note, vector in zip(foreign, vectors, strict=True)]
-        self._db.submit(lambda db: outbox.store_vectors(db, space, self._model, made)).result()
+        by_id = {id: vector_of(blob) for id, _, blob in made}
+        self._db.submit(
+            lambda db: outbox.store_vectors(db, space, self._model, made),
+            committed=lambda taken: self._revectored(space, {id: by_id[id] for id in taken}),
+        ).result()
         return [Stored(id, text, self._model, blob) for id, text, blob in made]
 
     def _opened(self) -> VectorIndex:

@@ -25,6 +25,11 @@ def write_labels(db: apsw.Connection, space: int, note: int, metadata: Mapping[s
     db.executemany("INSERT INTO labels (space, key, value, note) VALUES (?, ?, ?, ?)", labels)
 
 
+def replace_labels(db: apsw.Connection, space: int, note: int, metadata: str) -> None:
+    """`write_labels` for metadata as it is stored."""
+    write_labels(db, space, note, json.loads(metadata))
+
+
 def labelled(db: apsw.Connection, space: int, labels: Mapping[str, Scalar]) -> dict[int, tuple[str, bool]]:
     """The notes that carry all of one or more labels: sequence number to id and whether the note has a vector."""
     found: dict[int, tuple[str, bool]] | None = None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import apsw
 
 from aios_kernel.memory.index import Space
-from aios_kernel.memory.rows import number_of
+from aios_kernel.memory.reading import number_of
 
 
 class Stored(NamedTuple):
@@ -85,18 +85,31 @@ def queue_foreign(db: apsw.Connection, model: str) -> int:
     return db.changes()
 
 
-def store_vectors(db: apsw.Connection, space: Space, model: str, made: Sequence[tuple[str, str, bytes]]) -> None:
-    """Write vectors made anew, each only where the note still has the text (id, text, vector) it was made from."""
-    number = number_of(db, space)
-    db.executemany(
-        "UPDATE notes SET model = ?, vector = ? WHERE space = ? AND id = ? AND text = ? AND model IS NOT NULL",
-        [(model, blob, number, id, text) for id, text, blob in made],
+def disown(db: apsw.Connection, principal: str) -> None:
+    """Treat the vectors of a principal's notes as made by another model."""
+    db.execute(
+        "UPDATE notes SET model = '' WHERE model IS NOT NULL AND space IN (SELECT id FROM spaces WHERE principal = ?)",
+        (principal,),
     )
 
 
-def any_besides(db: apsw.Connection, space: Space, known: set[str]) -> bool:
-    """Whether the space has a vector of a note that is not among the known ids."""
-    rows = db.execute(
-        "SELECT id FROM notes WHERE space = ? AND model IS NOT NULL LIMIT ?", (number_of(db, space), len(known) + 1)
-    )
-    return any(row[0] not in known for row in rows)
+def count_foreign(db: apsw.Connection, model: str) -> int:
+    """How many notes wait to be embedded by a model."""
+    (row,) = db.execute("SELECT count(*) FROM notes WHERE model <> ?", (model,))
+    return int(row[0])
+
+
+def store_vectors(db: apsw.Connection, space: Space, model: str, made: Sequence[tuple[str, str, bytes]]) -> list[str]:
+    """Write vectors made anew, each only where the note still has the text (id, text, vector) it was made from.
+
+    Gives the ids of the notes that took theirs.
+    """
+    number, taken = number_of(db, space), list[str]()
+    for id, text, blob in made:
+        db.execute(
+            "UPDATE notes SET model = ?, vector = ? WHERE space = ? AND id = ? AND text = ? AND model IS NOT NULL",
+            (model, blob, number, id, text),
+        )
+        if db.changes():
+            taken.append(id)
+    return taken

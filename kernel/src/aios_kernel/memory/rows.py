@@ -1,109 +1,120 @@
-"""The notes table: the truth that every index is rebuilt from.
+"""Writing the notes table: the truth that every index is rebuilt from.
 
 A change of a note that has or had a vector leaves a line in `outbox`, in the same transaction; the line goes when the
-vector index has taken the change over. So an index that was killed in between is caught up exactly.
+vector index has taken the change over. So an index that was killed in between is caught up exactly. What a change
+replaces stays in `history` for a while.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import apsw
-import msgspec
-import numpy as np
 
-from aios_kernel._names import shown
-from aios_kernel.errors import InvalidRequest, NotFound
-from aios_kernel.memory.index import Hit, Space, Vector
-from aios_kernel.memory.labels import Scalar, labelled, write_labels
+from aios_kernel.errors import InvalidRequest
+from aios_kernel.memory.history import keep, keep_creation
+from aios_kernel.memory.index import Space, Vector
+from aios_kernel.memory.labels import write_labels
+from aios_kernel.memory.reading import beside, listed, no_note, number_of
+from aios_kernel.memory.shelf import Entry
+from aios_kernel.memory.terms import Terms, pack
 from aios_kernel.syscalls import Note
 
-SCHEMA: Final = """
-CREATE TABLE spaces (
-    id INTEGER PRIMARY KEY,
-    principal TEXT NOT NULL,
-    namespace TEXT NOT NULL,
-    UNIQUE (principal, namespace)
-) STRICT;
-CREATE TABLE notes (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    space INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    author TEXT NOT NULL,
-    text TEXT NOT NULL,
-    metadata TEXT NOT NULL,
-    created_s REAL NOT NULL,
-    model TEXT,
-    vector BLOB,
-    UNIQUE (space, id)
-) STRICT;
-CREATE INDEX notes_age ON notes (space, seq);
-CREATE INDEX notes_model ON notes (space, model) WHERE model IS NOT NULL;
-CREATE TABLE labels (
-    space INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    value TEXT NOT NULL,
-    note INTEGER NOT NULL,
-    PRIMARY KEY (note, key)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX labels_value ON labels (space, key, value, note);
-CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, space INTEGER NOT NULL, id TEXT NOT NULL) STRICT;
-CREATE INDEX outbox_space ON outbox (space, seq);
-"""
-VERSION: Final = 1
+_SOURCES: Final = ("source", "session", "session_id", "thread", "thread_id", "conversation", "conversation_id")
+"""Metadata that names what a note is a piece of."""
+_SPEAKERS: Final = ("speaker", "from", "sender", "name", "role")
+"""Metadata that names who says it."""
 
 
 class Embedded(NamedTuple):
-    """A vector and the name of the model that made it."""
+    """A vector and the name of the model that made it, and the words of the same text."""
 
     model: str
     vector: Vector
+    terms: Terms
+
+
+class Origin(NamedTuple):
+    """Who writes: the agent, the framework it runs in, and the run."""
+
+    author: str
+    framework: str = ""
+    program: str = ""
 
 
 class Draft(NamedTuple):
-    """A note to be written; without `embedded` it is found by id, age and metadata only."""
+    """A note to be written; without `embedded` it is found by id, age and metadata only. Times as in `Note`."""
 
     id: str
-    author: str
+    origin: Origin
     text: str
     metadata: dict[str, Any]
     now: float
     embedded: Embedded | None
+    source: str | None = None
+    time_s: float | None = None
+    expires_s: float | None = None
 
 
 class Change(NamedTuple):
-    """A written note, and the outbox line that its index entry waits for (None: no entry changes)."""
+    """A written note, and the outbox line that its index entry waits for (None: no entry changes).
+
+    `entry` is what searches need of it, None if they do not find it; `first`: its space had no notes before.
+    """
 
     note: Note
     ticket: int | None
+    entry: Entry | None
+    first: bool = False
 
 
 def put(db: apsw.Connection, space: Space, draft: Draft) -> Change:
     """Insert a note or replace the one of the same id, which keeps its age."""
     db.execute("INSERT OR IGNORE INTO spaces (principal, namespace) VALUES (?, ?)", space)
+    first = db.changes() > 0
     number = number_of(db, space)
     had = db.execute("SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ?", (number, draft.id)).fetchone()
-    model, blob = (draft.embedded.model, draft.embedded.vector.tobytes()) if draft.embedded else (None, None)
-    (row,) = db.execute(
-        "INSERT INTO notes (space, id, author, text, metadata, created_s, model, vector)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (space, id) DO UPDATE SET author = excluded.author, text = excluded.text,"
-        " metadata = excluded.metadata, model = excluded.model, vector = excluded.vector"
-        " RETURNING seq, id, author, text, metadata, created_s",
-        (number, draft.id, draft.author, draft.text, _json(draft.metadata), draft.now, model, blob),
+    if had is not None:
+        keep(db, number, draft.id, draft.origin.author, draft.now)
+    else:
+        keep_creation(db, number, draft.id, draft.origin.author, draft.now)
+    made = draft.embedded
+    (seq,) = db.execute(
+        "INSERT INTO notes (space, id, author, framework, program, source, text, metadata, created_s, updated_s,"
+        " time_s, expires_s, model, vector, terms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?9, ?9, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (space, id) DO UPDATE SET author = excluded.author, framework = excluded.framework,"
+        " program = excluded.program, source = excluded.source, text = excluded.text, metadata = excluded.metadata,"
+        " updated_s = excluded.updated_s, time_s = excluded.time_s, expires_s = excluded.expires_s,"
+        " superseded_by = NULL, model = excluded.model, vector = excluded.vector, terms = excluded.terms"
+        " RETURNING seq",
+        (
+            number,
+            draft.id,
+            *draft.origin,
+            draft.source or source_of(draft.metadata),
+            draft.text,
+            to_json(draft.metadata),
+            draft.now,
+            draft.time_s,
+            draft.expires_s,
+            *(_stored(made) if made else (None, None, None)),
+        ),
     )
-    write_labels(db, number, row[0], draft.metadata)
-    changed = draft.embedded is not None or (had is not None and bool(had[0]))
-    return Change(_note(space, row), _remember(db, number, draft.id) if changed else None)
+    write_labels(db, number, seq[0], draft.metadata)
+    ticket = remember(db, number, draft.id) if made is not None or (had is not None and had[0]) else None
+    note = listed(db, space, number, draft.id)
+    return Change(note, ticket, _entry(seq[0], note, made.vector, made.terms) if made else None, first)
 
 
-def update(
+def update(  # noqa: PLR0913 - what a note consists of, and who changes it
     db: apsw.Connection,
     space: Space,
     id: str,
     *,
+    by: str,
+    now: float,
     text: str | None,
     metadata: dict[str, Any] | None,
     embedded: Embedded | None,
@@ -114,34 +125,60 @@ def update(
     vector for its new text (somebody gave it one meanwhile) and there is none here.
     """
     number = number_of(db, space)
-    had = db.execute("SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ?", (number, id)).fetchone()
+    had = db.execute(
+        "SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ? AND (expires_s IS NULL OR expires_s > ?)",
+        (number, id, now),
+    ).fetchone()
     if had is None:
         raise no_note(space, id)
     if had[0] and text is not None and embedded is None:
         return None
-    moved = bool(had[0]) and embedded is not None
-    model, blob = (embedded.model, embedded.vector.tobytes()) if embedded is not None and moved else (None, None)
-    (row,) = db.execute(
-        "UPDATE notes SET text = coalesce(:text, text), metadata = coalesce(:metadata, metadata),"
-        " vector = coalesce(:vector, vector), model = coalesce(:model, model)"
-        " WHERE space = :space AND id = :id RETURNING seq, id, author, text, metadata, created_s",
-        {
-            "space": number,
-            "id": id,
-            "text": text,
-            "metadata": None if metadata is None else _json(metadata),
-            "model": model,
-            "vector": blob,
-        },
+    keep(db, number, id, by, now)
+    made = embedded if had[0] else None
+    (seq,) = db.execute(
+        "UPDATE notes SET text = coalesce(?, text), metadata = coalesce(?, metadata), source = coalesce(?, source),"
+        " updated_s = ?, model = coalesce(?, model), vector = coalesce(?, vector), terms = coalesce(?, terms)"
+        " WHERE space = ? AND id = ? RETURNING seq",
+        (
+            text,
+            None if metadata is None else to_json(metadata),
+            None if metadata is None else source_of(metadata),
+            now,
+            *(_stored(made) if made else (None, None, None)),
+            number,
+            id,
+        ),
     )
     if metadata is not None:
-        write_labels(db, number, row[0], metadata)
-    return Change(_note(space, row), _remember(db, number, id) if moved else None)
+        write_labels(db, number, seq[0], metadata)
+    note = listed(db, space, number, id)
+    if made is None:
+        return Change(note, None, None)
+    return Change(note, remember(db, number, id), _entry(seq[0], note, made.vector, made.terms))
 
 
-def delete(db: apsw.Connection, space: Space, id: str | None) -> dict[str, int | None]:
+def supersede(db: apsw.Connection, space: Space, id: str, *, by: str, now: float, newer: str) -> int | None:
+    """Let a newer note stand for an old one, which searches find no more; gives the outbox line, if it had a vector.
+
+    Raises `NotFound`.
+    """
+    number = number_of(db, space)
+    had = db.execute("SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ?", (number, id)).fetchone()
+    if had is None:
+        raise no_note(space, id)
+    keep(db, number, id, by, now)
+    db.execute(
+        "UPDATE notes SET superseded_by = ?, updated_s = ?, model = NULL, vector = NULL, terms = NULL"
+        " WHERE space = ? AND id = ?",
+        (newer, now, number, id),
+    )
+    return remember(db, number, id) if had[0] else None
+
+
+def delete(db: apsw.Connection, space: Space, id: str | None, *, by: str, now: float) -> dict[str, int | None]:
     """Remove one note, or all; gives the ids, each with its outbox line if it had a vector."""
     number = number_of(db, space)
+    keep(db, number, id, by, now)
     rows = list(
         db.execute(
             "DELETE FROM notes WHERE space = ?1 AND id = coalesce(?2, id) RETURNING seq, id, model IS NOT NULL",
@@ -149,90 +186,32 @@ def delete(db: apsw.Connection, space: Space, id: str | None) -> dict[str, int |
         )
     )
     db.executemany("DELETE FROM labels WHERE note = ?", [(seq,) for seq, _, _ in rows])
-    return {str(gone): _remember(db, number, gone) if had else None for _, gone, had in rows}
+    return {str(gone): remember(db, number, gone) if had else None for _, gone, had in rows}
 
 
-def get(db: apsw.Connection, space: Space, id: str) -> tuple[Note, bool]:
-    """Read a note, and whether it has a vector; raises `NotFound`."""
-    row = db.execute(
-        "SELECT seq, id, author, text, metadata, created_s, model IS NOT NULL FROM notes WHERE space = ? AND id = ?",
-        (number_of(db, space), id),
-    ).fetchone()
-    if row is None:
-        raise no_note(space, id)
-    return _note(space, row[:6]), bool(row[6])
-
-
-def oldest(db: apsw.Connection, space: Space, labels: Mapping[str, Scalar], k: int) -> list[Note]:
-    """The first `k` notes by age that carry all labels."""
-    number = number_of(db, space)
-    if not labels:
-        rows = db.execute(
-            "SELECT seq, id, author, text, metadata, created_s FROM notes WHERE space = ? ORDER BY seq LIMIT ?",
-            (number, k),
-        )
-        return [_note(space, row) for row in rows]
-    found = labelled(db, number, labels)
-    ids = [id for _, (id, _) in sorted(found.items())[:k]]
-    return list(fetch(db, space, ids))
-
-
-def fetch(db: apsw.Connection, space: Space, ids: Iterable[str]) -> Iterator[Note]:
-    """Read notes by id, in the given order; those that are not there are left out."""
-    number = number_of(db, space)
-    for id in ids:
-        row = db.execute(
-            "SELECT seq, id, author, text, metadata, created_s FROM notes WHERE space = ? AND id = ?", (number, id)
-        ).fetchone()
-        if row is not None:
-            yield _note(space, row)
-
-
-def fetch_scored(db: apsw.Connection, space: Space, hits: Iterable[Hit]) -> Iterator[Note]:
-    """Read the notes of a ranking, with their scores."""
-    scores = {hit.id: hit.score for hit in hits}
-    for note in fetch(db, space, scores):
-        yield msgspec.structs.replace(note, score=scores[note.id])
-
-
-def with_vectors(db: apsw.Connection, space: Space, labels: Mapping[str, Scalar]) -> set[str] | None:
-    """Ids of the notes that carry all labels and have a vector; None if there are no labels to carry."""
-    if not labels:
-        return None
-    return {id for id, embedded in labelled(db, number_of(db, space), labels).values() if embedded}
-
-
-def no_note(space: Space, id: str) -> NotFound:
-    """The error for a note that is not there."""
-    return NotFound(
-        f"{space.namespace} has no note {shown(id)}", fix="memory.search with an empty query lists the notes"
-    )
-
-
-def number_of(db: apsw.Connection, space: Space) -> int:
-    """The space's number in the tables; -1, which has no notes, if it was never written to."""
-    row = db.execute("SELECT id FROM spaces WHERE principal = ? AND namespace = ?", space).fetchone()
-    return -1 if row is None else int(row[0])
-
-
-def _remember(db: apsw.Connection, number: int, id: str) -> int:
+def remember(db: apsw.Connection, number: int, id: str) -> int:
+    """Leave a line in the outbox; gives its number."""
     db.execute("INSERT INTO outbox (space, id) VALUES (?, ?)", (number, id))
     return db.last_insert_rowid()
 
 
-def _note(space: Space, row: Sequence[Any]) -> Note:
-    _, id, author, text, metadata, created_s = row
-    return Note(
-        id=id,
-        namespace=space.namespace,
-        author=author,
-        text=text,
-        metadata=json.loads(metadata),
-        created_s=created_s,
-    )
+def source_of(metadata: Mapping[str, Any]) -> str | None:
+    """What a note's metadata names as the conversation or document that it is a piece of."""
+    for key in _SOURCES:
+        value = metadata.get(key)
+        if isinstance(value, str | int | float) and value != "":
+            return str(value)
+    return None
 
 
-def _json(metadata: dict[str, Any]) -> str:
+def speaker_in(metadata: Mapping[str, Any]) -> str | None:
+    """Whom a note's metadata names as the one who says it."""
+    said_by = (metadata.get(key) for key in _SPEAKERS)
+    return next((name for name in said_by if isinstance(name, str) and 0 < len(name) <= 100), None)
+
+
+def to_json(metadata: dict[str, Any]) -> str:
+    """Metadata as it is stored; raises `InvalidRequest`."""
     try:
         text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
         text.encode()
@@ -241,6 +220,10 @@ def _json(metadata: dict[str, Any]) -> str:
     return text
 
 
-def vector_of(blob: bytes) -> Vector:
-    """A vector as it is stored: float32, little-endian."""
-    return np.frombuffer(blob, "<f4")
+def _entry(seq: int, note: Note, vector: Vector, terms: Terms) -> Entry:
+    time_s = note.created_s if note.time_s is None else note.time_s
+    return Entry(seq, note.id, beside(note.source, note.program, note.author), time_s, note.expires_s, vector, terms)
+
+
+def _stored(made: Embedded) -> tuple[str, bytes, bytes]:
+    return made.model, made.vector.astype("<f4").tobytes(), pack(made.terms)

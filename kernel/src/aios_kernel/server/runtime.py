@@ -19,6 +19,7 @@ from aios_kernel.config import Config, home_of, socket_of, token_file_of
 from aios_kernel.engine.protocol import LoraAdapters
 from aios_kernel.kernel import Kernel, MakePolicy
 from aios_kernel.managers import Managers, build_managers
+from aios_kernel.mounts import watching
 from aios_kernel.plugins import Plugins
 from aios_kernel.scheduler.build import with_limits
 from aios_kernel.scheduler.protocol import Options, Policy
@@ -94,7 +95,11 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
         managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
         kernel = Kernel(config, model, managers, policy, make_policy)
         try:
-            async with listening(kernel, doorman, doors, socket_of(config)), _http(kernel, token):
+            async with (
+                watching(config.mounts, managers.memory, principal_name()),
+                listening(kernel, doorman, doors, socket_of(config)),
+                _http(kernel, token),
+            ):
                 yield kernel
         finally:
             await kernel.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from aios_kernel._names import check_text, shown, split_name
-from aios_kernel.errors import InvalidRequest, NotFound
+from aios_kernel.errors import InvalidRequest, NotFound, QuotaExceeded
 from aios_kernel.syscalls import MAX_FRAME_BYTES, FileData, FileInfo
 
 MAX_FILE_BYTES: Final = MAX_FRAME_BYTES - 64 * 1024
@@ -21,7 +21,7 @@ class Storage(Protocol):
     """
 
     async def put(self, principal: str, owner: str, path: str, data: bytes) -> FileInfo:
-        """Write a new version; `InvalidRequest` above `MAX_FILE_BYTES`."""
+        """Write a new version; `InvalidRequest` above `MAX_FILE_BYTES`, `QuotaExceeded` beyond the owner's quota."""
         ...
 
     async def get(self, principal: str, owner: str, path: str, version: int | None = None) -> FileData:
@@ -37,7 +37,11 @@ class Storage(Protocol):
         ...
 
     async def rollback(self, principal: str, owner: str, path: str, version: int) -> FileInfo:
-        """Write an old version again as the newest; `NotFound` if there is no such version."""
+        """Write an old version again as the newest; `NotFound` if there is no such version, errors as of `put`."""
+        ...
+
+    async def usage(self, principal: str, owner: str) -> int:
+        """Bytes that an owner's files have, all versions together."""
         ...
 
     async def delete(self, principal: str, owner: str, path: str) -> int:
@@ -69,7 +73,28 @@ def check_data(path: str, data: bytes) -> bytes:
     return data
 
 
+def check_quota(owner: str, path: str, used: int, quota: int) -> None:
+    """Refuse a write after which an owner would use more than its quota (0: it has none)."""
+    if quota and used > quota:
+        raise QuotaExceeded(
+            f"with {shown(path)} the files of {owner} would have {used:,} bytes; they may have {quota:,}",
+            fix="delete files that are not needed (their versions count too), or raise storage_quota_bytes",
+        )
+
+
 def no_file(owner: str, path: str, version: int | None = None) -> NotFound:
     """The error for a file or a version that is not there."""
     which = shown(path) if version is None else f"version {version} of {shown(path)}"
     return NotFound(f"{owner} has no {which}", fix="storage.list and storage.versions show what there is")
+
+
+def after(prefix: str) -> str | None:
+    """The smallest text that sorts after every text that starts with `prefix`; None if there is none.
+
+    In the order of code points, which is that of UTF-8 bytes.
+    """
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    last = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if last == 0xD800 else last)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 import apsw
 
 from aios_kernel._database import Database
-from aios_kernel.storage.protocol import check_data, check_path, check_prefix, no_file
+from aios_kernel._sqlite import Upgrade
+from aios_kernel.storage.protocol import after, check_data, check_path, check_prefix, check_quota, no_file
 from aios_kernel.syscalls import FileData, FileInfo
 
 # `data` comes last, so that a listing does not read the pages that blobs overflow into.
@@ -27,21 +29,48 @@ CREATE TABLE files (
     UNIQUE (principal, owner, path, version)
 ) STRICT;
 """
-_VERSION = 1
+_USAGE = """
+CREATE TABLE usage (
+    principal TEXT NOT NULL, owner TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (principal, owner)
+) STRICT, WITHOUT ROWID;
+INSERT INTO usage SELECT principal, owner, sum(size) FROM files GROUP BY principal, owner;
+CREATE TRIGGER file_came AFTER INSERT ON files BEGIN
+    INSERT INTO usage VALUES (new.principal, new.owner, new.size)
+        ON CONFLICT DO UPDATE SET bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER file_went AFTER DELETE ON files BEGIN
+    UPDATE usage SET bytes = bytes - old.size WHERE principal = old.principal AND owner = old.owner;
+END;
+"""
+_VERSION = 2
+
+
+def _count_bytes(db: apsw.Connection) -> None:
+    """From version 1 (release 0.1): how many bytes each owner has."""
+    db.execute(_USAGE)
+
+
+_UPGRADES: Mapping[int, Upgrade] = {1: _count_bytes}
 
 
 @final
 class SqliteStorage:
-    """The embedded backend: full sync, one commit for all writes that wait at the same time."""
+    """The embedded backend: full sync, one commit for all writes that wait at the same time.
 
-    def __init__(self, path: Path) -> None:
-        self._db = Database(path, _SCHEMA, _VERSION)
+    Args:
+        path: the database file.
+        quota_bytes: what the files of one owner may have, all versions together; 0: any.
+    """
+
+    def __init__(self, path: Path, quota_bytes: int = 0) -> None:
+        self._db = Database(path, _SCHEMA + _USAGE, _VERSION, _UPGRADES)
+        self._quota = quota_bytes
 
     async def put(self, principal: str, owner: str, path: str, data: bytes) -> FileInfo:
         """Write a new version; see `Storage.put`."""
         check_data(check_path(path), data)
         now = time.time()
-        return await self._db.write(lambda db: _insert(db, (principal, owner, path), data, now))
+        return await self._db.write(lambda db: self._insert(db, (principal, owner, path), data, now))
 
     async def get(self, principal: str, owner: str, path: str, version: int | None = None) -> FileData:
         """Read a version; see `Storage.get`."""
@@ -50,7 +79,7 @@ class SqliteStorage:
 
     async def list(self, principal: str, owner: str, prefix: str = "") -> list[FileInfo]:
         """List newest versions; see `Storage.list`."""
-        span = (principal, owner, check_prefix(prefix), _after(prefix))
+        span = (principal, owner, check_prefix(prefix), _end(prefix))
 
         def read(db: apsw.Connection) -> list[FileInfo]:
             rows = db.execute(
@@ -83,12 +112,16 @@ class SqliteStorage:
         """Write an old version again; see `Storage.rollback`."""
         key = (principal, owner, check_path(path))
         now = time.time()
-        return await self._db.write(lambda db: _insert(db, key, _select(db, key, version).data, now))
+        return await self._db.write(lambda db: self._insert(db, key, _select(db, key, version).data, now))
+
+    async def usage(self, principal: str, owner: str) -> int:
+        """Bytes of an owner's files; see `Storage.usage`."""
+        return await self._db.read(lambda db: _used(db, principal, owner))
 
     async def delete(self, principal: str, owner: str, path: str) -> int:
         """Delete a file and all below it; see `Storage.delete`."""
         below = check_path(path) + "/"
-        span = (principal, owner, path, below, _after(below))
+        span = (principal, owner, path, below, _end(below))
 
         def remove(db: apsw.Connection) -> int:
             rows = db.execute(
@@ -104,6 +137,11 @@ class SqliteStorage:
         """Finish open writes and close the database."""
         await asyncio.to_thread(self._db.close)
 
+    def _insert(self, db: apsw.Connection, key: tuple[str, str, str], data: bytes, now: float) -> FileInfo:
+        info = _insert(db, key, data, now)
+        check_quota(key[1], key[2], _used(db, *key[:2]), self._quota)  # an error takes the row back
+        return info
+
 
 def _insert(db: apsw.Connection, key: tuple[str, str, str], data: bytes, now: float) -> FileInfo:
     (row,) = db.execute(
@@ -114,6 +152,11 @@ def _insert(db: apsw.Connection, key: tuple[str, str, str], data: bytes, now: fl
         dict(zip(("principal", "owner", "path"), key, strict=True), size=len(data), now=now, data=data),
     )
     return _info(row)
+
+
+def _used(db: apsw.Connection, principal: str, owner: str) -> int:
+    row = db.execute("SELECT bytes FROM usage WHERE principal = ? AND owner = ?", (principal, owner)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _select(db: apsw.Connection, key: tuple[str, str, str], version: int | None) -> FileData:
@@ -139,13 +182,7 @@ def _info(row: tuple[object, ...]) -> FileInfo:
     return FileInfo(path=path, version=version, size=size, created_s=created_s)
 
 
-def _after(prefix: str) -> str | bytes:
-    """The smallest key that sorts after every text that starts with `prefix`.
-
-    SQLite compares text as UTF-8 bytes, which is the order of code points; a blob sorts after all text.
-    """
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return b""
-    last = ord(stem[-1]) + 1
-    return stem[:-1] + chr(0xE000 if last == 0xD800 else last)
+def _end(prefix: str) -> str | bytes:
+    """`after`; a blob sorts after all text in SQLite."""
+    end = after(prefix)
+    return b"" if end is None else end

@@ -1,0 +1,124 @@
+"""The `memory.*` syscalls: whose namespace, who may, then the memory manager."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aios_kernel import syscalls
+from aios_kernel.calls import OpenCall
+from aios_kernel.errors import AccessDenied
+from aios_kernel.process import Program
+from aios_kernel.spaces import allowed_space
+from aios_kernel.syscalls import Count, Interactions, Notes, Ok, Result, Right, Spaces
+
+if TYPE_CHECKING:
+    from aios_kernel.kernel import Handler
+    from aios_kernel.managers import Managers
+
+ALL = "all"
+"""Names every namespace that the caller has the right on."""
+
+
+class NoteService:
+    """Checks access and calls the memory manager."""
+
+    def __init__(self, managers: Managers) -> None:
+        self._access = managers.access
+        self._memory = managers.memory
+
+    def routes(self) -> dict[type, Handler]:
+        """The handlers by syscall."""
+        return {
+            syscalls.MemoryAdd: self._add,
+            syscalls.MemorySearch: self._search,
+            syscalls.MemoryGet: self._get,
+            syscalls.MemoryUpdate: self._update,
+            syscalls.MemoryDelete: self._delete,
+            syscalls.MemorySpaces: self._list,
+            syscalls.MemoryRollback: self._roll_back,
+            syscalls.MemoryReindex: self._reindex,
+            syscalls.MemoryRecord: self._record,
+            syscalls.MemoryRecall: self._recall,
+            syscalls.MemoryKeep: self._keep,
+        }
+
+    async def _add(self, open_call: OpenCall, call: syscalls.MemoryAdd) -> Result:
+        program = open_call.program
+        space = self._space(program, call.namespace, "write")
+        return await self._memory.add(
+            program.principal, space, program.agent, call, framework=program.framework, program=program.id
+        )
+
+    async def _search(self, open_call: OpenCall, call: syscalls.MemorySearch) -> Result:
+        program = open_call.program
+        if call.namespace != ALL:
+            space = self._space(program, call.namespace, "read")
+            return await self._memory.search(program.principal, space, call)
+        found: list[syscalls.Note] = []
+        for space in await self._all(program, "read"):
+            found += (await self._memory.search(program.principal, space.namespace, call)).notes
+        ranked = bool(call.query)
+        found.sort(key=lambda note: -(note.score or 0.0) if ranked else note.created_s)
+        return Notes(notes=found[: call.k])
+
+    async def _get(self, open_call: OpenCall, call: syscalls.MemoryGet) -> Result:
+        space = self._space(open_call.program, call.namespace, "read")
+        return await self._memory.get(open_call.program.principal, space, call.id)
+
+    async def _update(self, open_call: OpenCall, call: syscalls.MemoryUpdate) -> Result:
+        program = open_call.program
+        space = self._space(program, call.namespace, "write")
+        return await self._memory.update(program.principal, space, call, by=program.agent)
+
+    async def _delete(self, open_call: OpenCall, call: syscalls.MemoryDelete) -> Result:
+        program = open_call.program
+        space = self._space(program, call.namespace, "write")
+        return Count(count=await self._memory.delete(program.principal, space, call.id, by=program.agent))
+
+    async def _list(self, open_call: OpenCall, call: syscalls.MemorySpaces) -> Result:
+        return Spaces(spaces=await self._memory.spaces(open_call.program.principal))
+
+    async def _roll_back(self, open_call: OpenCall, call: syscalls.MemoryRollback) -> Result:
+        program = open_call.program
+        if call.namespace == ALL:
+            spaces = [space.namespace for space in await self._all(program, "write")]
+        else:
+            spaces = [self._space(program, call.namespace, "write")]
+        undone = 0
+        for space in spaces:
+            undone += await self._memory.roll_back(program.principal, space, call.agent, call.since_s, by=program.agent)
+        return Count(count=undone)
+
+    async def _reindex(self, open_call: OpenCall, call: syscalls.MemoryReindex) -> Result:
+        if call.start:
+            return await self._memory.reindex(open_call.program.principal)
+        return await self._memory.progress()
+
+    async def _record(self, open_call: OpenCall, call: syscalls.MemoryRecord) -> Result:
+        return await self._memory.short_term.record(_owner(open_call.program), call.role, call.text)
+
+    async def _recall(self, open_call: OpenCall, call: syscalls.MemoryRecall) -> Result:
+        owner = _owner(open_call.program, call.program)
+        return Interactions(interactions=await self._memory.short_term.recall(owner, call.first, call.last))
+
+    async def _keep(self, open_call: OpenCall, call: syscalls.MemoryKeep) -> Result:
+        await self._memory.short_term.keep(_owner(open_call.program))
+        return Ok()
+
+    def _space(self, program: Program, named: str | None, right: Right) -> str:
+        return allowed_space(self._access, program, named, right)
+
+    async def _all(self, program: Program, right: Right) -> list[syscalls.MemorySpace]:
+        return [space for space in await self._memory.spaces(program.principal) if self._may(program, space, right)]
+
+    def _may(self, program: Program, space: syscalls.MemorySpace, right: Right) -> bool:
+        try:
+            self._space(program, space.namespace, right)
+        except AccessDenied:
+            return False
+        return True
+
+
+def _owner(program: Program, run: str | None = None) -> tuple[str, str, str]:
+    """Whose interaction log: the program's own, or that of another run of its agent."""
+    return program.principal, program.agent, run or program.id
