@@ -80,7 +80,7 @@ test-environments: setup ## The OpenAI SDK 2 and 3, and frameworks without an ad
 	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox
 
 test-frameworks: setup ## Of these, the frameworks: agents that know nothing of us, by environment variables alone.
-	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1 agents-camel agents-open-interpreter
 
 include adapters/metagpt/Makefile.inc
 

@@ -58,18 +58,21 @@ class Patcher:
         *,
         late: str = "__init_subclass__",
         kind: Kind = "around",
+        also: Mapping[str, Wrapper] | None = None,
     ) -> None:
         """Reroute the named methods on `base` and on every subclass that defines them, present and future.
 
-        `late` is the hook that sees new subclasses: `__pydantic_init_subclass__` for pydantic models.
+        `late` is the hook that sees new subclasses: `__pydantic_init_subclass__` for pydantic models. `also` are
+        methods that only some subclasses have; `base` need not know them.
         """
         for name in wrappers:
             self.asked.append((base, name))
             if not hasattr(base, name):
                 raise self._moved(base, name)
+        every = {**wrappers, **(also or {})}
         for cls in _family(base):
-            self._own_methods(cls, wrappers, kind)
-        self._watch(base, wrappers, late, kind)
+            self._own_methods(cls, every, kind)
+        self._watch(base, every, late, kind)
 
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute and remember what was there."""

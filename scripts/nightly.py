@@ -3,8 +3,8 @@
     python scripts/nightly.py [FRAMEWORK ...] [--report FILE]
 
 Environments lie below `.venv-nightly/`. The report says, for each framework, which versions came, whether they are in
-the tested range (`aios_adapters/versions.py`), and how many tests passed. Status 1 if anything failed inside the range;
-a failure beyond it is news, not a fault.
+the tested range (`aios_adapters/versions.py`), which hooks a release has broken, by name, and how many tests passed.
+Status 1 if anything failed inside the range; a failure beyond it is news, not a fault.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Hooks that do not fit the versions that came: module, symbol and what is wrong."""
     error: str = ""
 
 
@@ -64,18 +66,22 @@ def main() -> int:
             f"{outcome.framework}: {found or 'not installed'} ({where} the tested range): {outcome.passed} passed, "
             f"{outcome.failed} failed, {outcome.skipped} skipped {outcome.error}\n"
         )
-    return int(any(outcome.inside and (outcome.failed or outcome.error) for outcome in outcomes))
+        sys.stdout.writelines(f"  broken hook: {hook}\n" for hook in outcome.broken)
+        sys.stdout.writelines(f"  failed: {failure}\n" for failure in outcome.failures)
+    return int(any(outcome.inside and (outcome.failed or outcome.broken or outcome.error) for outcome in outcomes))
 
 
 def measured(name: str, distributions: list[str]) -> Outcome:
     """The outcome for one framework."""
+    from aios_adapters.plugins import in_range
     from aios_adapters.versions import TESTED
 
     outcome = Outcome(name)
     try:
         python = installed(name, distributions)
         outcome.versions = versions(python, distributions)
-        outcome.inside = all(inside(outcome.versions[each], TESTED[name][each]) for each in distributions)
+        outcome.inside = all(in_range(outcome.versions[each], TESTED[name][each]) for each in distributions)
+        outcome.broken = broken_hooks(python, name)
         run_tests(name, python, outcome)
     except (subprocess.SubprocessError, OSError, KeyError, ElementTree.ParseError) as error:
         outcome.error = f"{type(error).__name__}: {getattr(error, 'stderr', '') or error}"[-2000:]
@@ -109,11 +115,31 @@ def versions(python: Path, distributions: list[str]) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-def inside(version: str, tested: tuple[str, str]) -> bool:
-    """Whether a version lies in a range."""
-    from aios_adapters.plugins import in_range
+HOOKS = """
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+import aios_adapters
+state, broken = aios_adapters.host().installed[sys.argv[1]], []
+for module in state.adapter.hooks:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        if module not in state.adapter.optional:
+            broken.append(f"{module}: {error}")
+    if state.error is not None:
+        broken.append(f"{module}: {state.error.message}")
+        state.error = None
+print(json.dumps(broken))
+"""
 
-    return in_range(version, tested)
+
+def broken_hooks(python: Path, name: str) -> list[str]:
+    """What an adapter cannot hook in an environment, module by module."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AIOS_")}
+    done = subprocess.run(
+        [str(python), "-c", HOOKS, name], env=kept, check=True, capture_output=True, text=True, timeout=120
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_tests(name: str, python: Path, outcome: Outcome) -> None:

@@ -324,6 +324,43 @@ def test_an_audit_log_is_verified_without_a_kernel(served: Shell, tmp_path: Path
 
 def test_without_a_kernel(shell: Shell) -> None:
     assert "fix: aios serve" in shell("ps", status=1)
+    assert "fix: aios serve" in shell("trace", status=1)
+
+
+def test_the_trace_outlasts_its_kernel(shell: Shell, tmp_path: Path) -> None:
+    """The kernel of an agent leaves with it: what it did is still to be seen."""
+    file = tmp_path / "agent.py"
+    file.write_text(AGENT)
+    shell("run", "--quiet", str(file), "hello")
+    ends_at = time.monotonic() + 20
+    while (
+        "no kernel answers"
+        not in subprocess.run([AIOS, "ps"], env=shell.environment, capture_output=True, text=True, check=False).stderr
+    ):
+        assert time.monotonic() < ends_at
+    with next((shell.home / "traces").glob("*.jsonl")).open("a") as trace:
+        trace.write('{"program": "cut o')
+    shown = shell("trace")
+    assert "no kernel runs; the last one wrote" in shown
+    assert re.search(r"worker +llm\.chat", shown)
+    drawn = tmp_path / "trace.html"
+    assert "open it in a browser" in shell("trace", "--html", str(drawn))
+    assert "worker" in drawn.read_text()
+
+
+@pytest.mark.slow
+def test_a_kernel_ends_without_complaints(shell: Shell) -> None:
+    """Libraries look for what they have not got back when the interpreter ends, and say so."""
+    kernel = subprocess.Popen(
+        [AIOS, "serve", "demo"], env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert kernel.stdout is not None
+    assert "serving demo" in kernel.stdout.readline()
+    kernel.send_signal(signal.SIGINT)
+    _, said = kernel.communicate(timeout=60)
+    assert kernel.returncode == 0
+    assert "leaked" not in said
+    assert said.splitlines()[-1].endswith("stopped")
 
 
 def test_config_says_where_values_come_from(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +375,30 @@ def test_config_says_where_values_come_from(shell: Shell, tmp_path: Path, monkey
     assert refused.startswith("error: ")  # no traceback
     assert 'did you mean "policy"' in refused
     assert f"fix: edit {tmp_path / 'aios.toml'}" in refused
+
+
+def test_config_shows_plain_values(shell: Shell) -> None:
+    shell.environment |= {"AIOS_LIMITS": '{"agents": {"ann": {"calls": 2}}}', "AIOS_STRICT": "1"}
+    values = {row["key"]: row["value"] for row in json.loads(shell("config", "show", "--json"))}
+    assert values["limits"]["agents"]["ann"]["calls"] == 2
+    assert values["server_hints"]["slice_tokens"] == 0
+    shown = shell("config", "show")
+    assert "(" not in shown, "no Python objects"
+    assert re.search(r'^limits +{"agents":{"ann":{', shown, re.MULTILINE)
+    assert re.search("^strict +true +AIOS_STRICT *$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("passthru", 'did you mean "passthrough"?'), ("OFF", '"off"?'), ("elsewhere", "there are: auto, ")],
+)
+def test_a_kernel_that_is_misspelt(shell: Shell, word: str, said: str) -> None:
+    """A bare word is no socket's path."""
+    shell.environment["AIOS_KERNEL"] = word
+    refused = shell("ps", status=1)
+    assert f'kernel = "{word}" (AIOS_KERNEL)' in refused
+    assert said in refused
+    assert "fix: unset AIOS_KERNEL, or correct it" in refused
 
 
 def test_the_doctor_sees_a_configuration_that_is_wrong(

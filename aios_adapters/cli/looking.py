@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 
 from aios_adapters.cli.gantt import write_gantt
 from aios_adapters.cli.output import Json, show_json, show_table
 from aios_adapters.cli.perfetto import write_perfetto
 from aios_kernel.client import Client, connect
-from aios_kernel.errors import ProtocolError
+from aios_kernel.config import home_of, load
+from aios_kernel.errors import KernelUnavailable, ProtocolError
 from aios_kernel.syscalls import (
     Count,
     ExpertStatus,
@@ -36,7 +39,15 @@ OWN_NAME = "aios-cli"
 
 def ask(call: Syscall, answer: type[R]) -> R:
     """Ask the running kernel; never starts one."""
-    connection = connect(client=OWN_NAME, start=False)
+    try:
+        connection = connect(client=OWN_NAME, start=False)
+    except KernelUnavailable as error:
+        if not error.message.startswith("no kernel answers"):
+            raise
+        raise KernelUnavailable(
+            f"{error.message} (one that an agent started has left with it)",
+            fix="aios serve, then run the agent; `aios trace` shows what the last kernel did",
+        ) from error
     try:
         result = Client(connection).call(call)
     finally:
@@ -118,8 +129,8 @@ def trace(
     html: Annotated[Path | None, typer.Option(help="Draw a Gantt chart into this HTML file.")] = None,
     perfetto: Annotated[Path | None, typer.Option(help="Write Chrome trace JSON for ui.perfetto.dev here.")] = None,
 ) -> None:
-    """Show what was called, by whom, how long it waited and ran."""
-    spans = [span for span in ask(KernelTrace(program=program), Trace).spans if span.agent != OWN_NAME]
+    """Show what was called, by whom, how long it waited and ran; without a kernel, what the last one wrote down."""
+    spans = [span for span in _spans(program) if span.agent != OWN_NAME]
     if html is not None:
         write_gantt(spans, html)
         typer.echo(f"wrote {html}: open it in a browser")
@@ -132,6 +143,22 @@ def trace(
         show_json(spans)
     else:
         show_spans(spans)
+
+
+def _spans(program: str | None) -> list[Span]:
+    """The running kernel's spans, else those in the newest file that a kernel of this data directory has left."""
+    try:
+        return ask(KernelTrace(program=program), Trace).spans
+    except KernelUnavailable:
+        files = sorted((home_of(load()) / "traces").glob("*.jsonl"), key=lambda file: file.stat().st_mtime)
+        if not files:
+            raise
+    typer.echo(f"no kernel runs; the last one wrote {files[-1]}", err=True)
+    spans: list[Span] = []
+    for line in files[-1].read_bytes().splitlines():
+        with contextlib.suppress(msgspec.DecodeError):  # the last line of a kernel that was killed
+            spans.append(msgspec.json.decode(line, type=Span))
+    return [span for span in spans if program is None or span.program == program]
 
 
 def show_spans(spans: list[Span]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+import msgspec
 import typer
 
 from aios_adapters.cli.looking import ask
@@ -27,12 +28,18 @@ config_app = typer.Typer(help="Look at the configuration; change the running ker
 def show(json: Json = False) -> None:
     """Every setting, its value and where it comes from (flag > AIOS_* > aios.toml > default)."""
     config, origins = load_with_origins()
-    values = {key: "***" if key in _SECRET and value else value for key, value in _fields(config).items()}
-    rows = [{"key": key, "value": value, "from": origins[key]} for key, value in values.items()]
+    values: dict[str, object] = msgspec.to_builtins(config)
+    values |= {key: "***" for key in _SECRET if values[key]}
     if json:
-        show_json(rows)
+        show_json([{"key": key, "value": value, "from": origins[key]} for key, value in values.items()])
     else:
-        show_table("", ("KEY", "VALUE", "FROM"), [(row["key"], row["value"], row["from"]) for row in rows])
+        rows = [(key, _written(value), origins[key]) for key, value in values.items()]
+        show_table("", ("KEY", "VALUE", "FROM"), rows)
+
+
+def _written(value: object) -> str:
+    """A value as it is written in `AIOS_*` variables: text as it stands, the rest as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 @config_app.command()
@@ -55,10 +62,6 @@ def _option(text: str) -> tuple[str, float | int | str | bool]:
         except ValueError:
             continue
     return key, {"true": True, "false": False}.get(value, value)
-
-
-def _fields(config: Config) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__struct_fields__}
 
 
 def plugins(json: Json = False) -> None:

@@ -32,6 +32,8 @@ class Group:
     python: str
     agents: list[str] = field(default_factory=list[str])
     sdk: bool = False
+    variables: dict[str, str] = field(default_factory=dict[str, str])
+    """What its frameworks must be told beside where the kernel is."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,7 +50,9 @@ def group() -> Group:
     if not name or not python:
         pytest.skip("needs an environment of its own: make test-environments")
     wanted = GROUPS[name]
-    return Group(name, python, wanted.get("agents", []), wanted.get("sdk", False))
+    (site,) = Path(python).parents[1].glob("lib/python3.*/site-packages")
+    variables = {key: text.replace("SITE", str(site)) for key, text in wanted.get("variables", {}).items()}
+    return Group(name, python, wanted.get("agents", []), wanted.get("sdk", False), variables)
 
 
 @dataclass(frozen=True, slots=True)

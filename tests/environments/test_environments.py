@@ -17,9 +17,9 @@ known = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distr
 print(json.dumps({name: known[name] for name in sys.argv[1:] if name in known}))
 """
 DISTRIBUTIONS = {
-    "agno": "agno", "crewai": "crewai", "dspy": "dspy", "google_adk": "google-adk", "haystack": "haystack-ai",
-    "openai_agents": "openai-agents", "pydantic_ai": "pydantic-ai-slim", "semantic_kernel": "semantic-kernel",
-    "smolagents": "smolagents",
+    "agno": "agno", "camel": "camel-ai", "crewai": "crewai", "dspy": "dspy", "google_adk": "google-adk",
+    "haystack": "haystack-ai", "open_interpreter": "open-interpreter", "openai_agents": "openai-agents",
+    "pydantic_ai": "pydantic-ai-slim", "semantic_kernel": "semantic-kernel", "smolagents": "smolagents",
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_an_agent_that_knows_nothing_of_us(
     agent: str, group: Any, front: Any, tmp_path: Path, record: Callable[[dict[str, Any]], None]
 ) -> None:
     headers = {"OPENAI_CUSTOM_HEADERS": f"X-AIOS-Priority: interactive\nX-AIOS-Program: {agent}-1"}
-    for name, others in (("plain", {}), ("headers", headers)):
+    for name, others in (("plain", group.variables), ("headers", group.variables | headers)):
         script = HERE / "frameworks" / f"{agent}_agent.py"
         done = subprocess.run(
             [group.python, str(script)], cwd=tmp_path, env=front.environment(f"{agent}-{name}", tmp_path, **others),

@@ -96,6 +96,18 @@ async def test_another_vector_store_is_mediated(fake_kernel: KernelHandle) -> No
     assert [row.memory_calls for row in fake_kernel.ps()] == [2]
 
 
+def test_an_index_that_is_built_anew_in_each_run(fake_kernel: KernelHandle) -> None:
+    """Its nodes lie in the program's own document store: were the vectors kept alone, the second run would fail."""
+
+    @aios.agent(name="alice")
+    def run() -> list[str]:
+        index = VectorStoreIndex(nodes(), embed_model=MockEmbedding(4))
+        return sorted(found.node.get_content() for found in index.as_retriever(similarity_top_k=9).retrieve("cats"))
+
+    assert run() == run() == sorted(TEXTS.values())
+    assert [row.memory_calls for row in fake_kernel.ps()] == [2, 2]
+
+
 def test_a_conversation_with_old_messages_that_matter(fake_kernel: KernelHandle) -> None:
     def said(memory: KernelMemory, question: str | None = None) -> list[str | None]:
         return [message.content for message in memory.get(question)]

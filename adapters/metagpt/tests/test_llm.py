@@ -67,6 +67,40 @@ async def test_the_configuration_reaches_the_kernel(kernel: KernelHandle, llm: A
     assert seen[0].model == "gpt-4o"
 
 
+@pytest.mark.parametrize(("stop", "said"), [("w3", "w0 w1 w2"), (["w5", "w2"], "w0 w1")])
+async def test_a_stop_string_ends_the_answer(kernel: KernelHandle, llm: Any, stop: Any, said: str) -> None:
+    llm.config.stop = stop
+    assert (await in_scope(llm.aask, "think 9", stream=False)).strip() == said
+    assert (await in_scope(llm.aask, "think 9", stream=True)).strip() == said
+    completion = await in_scope(llm.acompletion, [{"role": "user", "content": "think 9"}])
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.choices[0].message.content.strip() == said
+
+
+async def test_a_seed_of_the_configuration_and_of_one_request(kernel: KernelHandle, llm: Any) -> None:
+    from aios_adapter_metagpt.chats import sampling_of
+
+    llm.config.seed = 7
+    assert sampling_of(llm.config, {}).seed == 7
+    assert sampling_of(llm.config, {"seed": 8}).seed == 8
+    seeds: list[int | None] = []
+
+    class Spy:
+        @staticmethod
+        @aios.hookspecs.hookimpl
+        def aios_llm_request(agent: str, framework: str, call: LlmChat) -> None:
+            seeds.append(call.sampling.seed)
+
+    aios.host().register(Spy)
+    try:
+        await in_scope(llm.aask, "say hello", stream=True)
+        await in_scope(llm.acompletion, [{"role": "user", "content": "say hello"}])
+        await in_scope(llm.aask_code, "say plain text")
+    finally:
+        aios.host().unregister(Spy)
+    assert seeds == [7, 7, 7]
+
+
 async def test_images_are_refused(kernel: KernelHandle, llm: Any) -> None:
     with pytest.raises(errors.Unsupported, match="read text only"):
         await in_scope(llm.aask, "what is this?", images="aGVsbG8=")

@@ -119,6 +119,8 @@ Origin = str
 """Where a value comes from: `flag`, `AIOS_X`, a file's path or `default`."""
 
 
+_MODES = ("auto", "off", "inprocess", "passthrough", "")
+"""What `kernel` may say besides where a kernel is."""
 _PASSTHROUGH = {"model": "fake", "embedder": "hash", "vectors": "exact"}
 """What a kernel that only lets calls pass needs: no model, and nothing that takes time to load."""
 
@@ -143,9 +145,11 @@ def load_with_origins(
         values |= chosen
         origins |= dict.fromkeys(chosen, "kernel = passthrough")
     try:
-        return msgspec.convert(values, Config, strict=False), origins
+        config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
         raise _wrong_value(str(error), origins) from error
+    _refuse_misspelt(config, origins["kernel"])
+    return config, origins
 
 
 def home_of(config: Config) -> Path:
@@ -161,7 +165,7 @@ def socket_of(config: Config) -> Path:
             f'kernel = "{config.kernel}" tells no socket; a kernel cannot be served at an URL',
             fix="unset AIOS_KERNEL; aios serve --http 127.0.0.1:8400",
         )
-    if config.kernel not in {"auto", "off", "inprocess", "passthrough", ""}:
+    if config.kernel not in _MODES:
         return Path(config.kernel.removeprefix("unix://")).expanduser()
     return home_of(config) / "run" / "kernel.sock"
 
@@ -232,6 +236,19 @@ def _refuse_unknown(values: Mapping[str, Any], where: str) -> None:
             near = difflib.get_close_matches(key, Config.__struct_fields__, n=1)
             hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(Config.__struct_fields__)}"
             raise ConfigError(f'unknown configuration key "{key}" ({where}); {hint}', fix=_mend(where))
+
+
+def _refuse_misspelt(config: Config, origin: Origin) -> None:
+    """A bare word is a mistake rather than a socket in the working directory, unless it is one or says `.sock`."""
+    word = config.kernel
+    if word in _MODES or "/" in word or word.endswith(".sock") or Path(word).exists():
+        return
+    near = difflib.get_close_matches(word.lower(), [mode for mode in _MODES if mode], n=1)
+    hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(mode for mode in _MODES if mode)}"
+    raise ConfigError(
+        f'kernel = "{word}" ({origin}) is neither a mode, nor a path, nor an URL; {hint}',
+        fix=f"{'correct it' if origin == 'flag' else _mend(origin)}; a socket of that name here is ./{word}",
+    )
 
 
 def _wrong_value(problem: str, origins: Mapping[str, Origin]) -> ConfigError:

@@ -35,6 +35,8 @@ class KernelVectorStore(VectorStore):
         namespace: where the notes are instead: a memory namespace that the agent may use, such as `group/team/papers`.
     """
 
+    __aios_direct__ = True
+
     def __init__(self, name: str = "default", *, agent: str = "langchain", namespace: str | None = None) -> None:
         self._name, self._agent, self._namespace = name, agent, namespace
 

@@ -18,6 +18,7 @@ def aios_adapter() -> Adapter:
             "langchain_core.language_models.chat_models": _chat_models,
             "langchain_core.language_models.llms": _completion_models,
             "langchain_core.tools.base": _tools,
+            "langchain_core.vectorstores.base": _vector_stores,
             "langchain_openai.chat_models.base": _keyless,
             "langchain_openai.embeddings.base": _keyless_embeddings,
             "langgraph.checkpoint.base": _checkpoints,
@@ -43,6 +44,12 @@ def _tools(patcher: Patcher) -> None:
     from aios_adapter_langchain import tools
 
     tools.install(patcher)
+
+
+def _vector_stores(patcher: Patcher) -> None:
+    from aios_adapter_langchain import vector_stores
+
+    vector_stores.install(patcher)
 
 
 def _keyless(patcher: Patcher) -> None:

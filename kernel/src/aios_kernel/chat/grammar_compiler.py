@@ -12,6 +12,7 @@ import msgspec
 import torch
 import xgrammar
 
+from aios_kernel.chat.bounded_numbers import bounded
 from aios_kernel.chat.formats import ToolFormat
 from aios_kernel.chat.formats.json_call import json_value
 from aios_kernel.chat.formats.protocol import Structure
@@ -113,7 +114,7 @@ class GrammarCompiler:
 
         def work() -> None:
             try:
-                result.set_result(compiler.compile_structural_tag(tag))
+                result.set_result(compiler.compile_structural_tag(json.dumps(bounded(json.loads(tag)))))
             except Exception as error:  # noqa: BLE001 - it is raised where the result is waited for
                 result.set_exception(error)
             finally:

@@ -43,6 +43,8 @@ _PYTHON: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "null": (type(None),),
 }
+_FAR = {"integer": 10**18, "number": 10**15}
+"""The bound that a range is given where it has none: within 64 bits, and within what a double holds exactly."""
 _MOST_INLINED = 16
 """References merged into each other before a schema counts as endless."""
 
@@ -80,6 +82,7 @@ class _Narrower:
         if self._strict:
             _refuse_unheld(found, path)
         _infer_type(found)
+        _close_range(found)
         if "enum" in found and "type" in found:
             found["enum"] = [option for option in found["enum"] if _is(option, found["type"])]
         if {"minLength", "maxLength", "pattern"} & set(found):
@@ -172,6 +175,22 @@ def _infer_type(found: Schema) -> None:
     types = {_TYPES[name] for name in found if name in _TYPES}
     if types:
         found["type"] = min(types)
+
+
+def _close_range(found: Schema) -> None:
+    """Give a number that is bounded on one side another bound, far off: else its digits have no end."""
+    names = cast("list[str]", found["type"]) if isinstance(found.get("type"), list) else [found.get("type")]
+    if not {"integer", "number"} & {*names} or "multipleOf" in found:
+        return
+    far = _FAR["number" if "number" in names else "integer"]
+    low, high = (
+        [found[name] for name in (kind, f"exclusive{kind.capitalize()}") if isinstance(found.get(name), int | float)]
+        for kind in ("minimum", "maximum")
+    )
+    if low and not high and max(low) < far:
+        found["maximum"] = far
+    if high and not low and min(high) > -far:
+        found["minimum"] = -far
 
 
 def _is(value: Any, types: Any) -> bool:

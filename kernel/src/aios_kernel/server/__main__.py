@@ -81,6 +81,7 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)  # an impatient second ctrl-C must not spoil an orderly end
+    gc.unfreeze()  # what Python frees last is looked through once more: libraries miss their objects aloud
     _log.info("stopped")
 
 
