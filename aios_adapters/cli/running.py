@@ -39,7 +39,10 @@ def serve(  # noqa: PLR0913 - a command's options
     kv_tokens: Annotated[int | None, typer.Option(help="Size of the KV pool in tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model openai:NAME.")] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(help="OpenAI-compatible server of the model openai:NAME; again for each of its replicas."),
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Compile the model at the start: less overhead in each step.")
     ] = None,
@@ -49,7 +52,7 @@ def serve(  # noqa: PLR0913 - a command's options
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": model, "http": http, "policy": policy, "kv_tokens": kv_tokens, "device": device, "dtype": dtype,
-        "compile": compile, "base_url": base_url, "revision": revision, "home": home,
+        "compile": compile, "base_url": ",".join(base_url or []) or None, "revision": revision, "home": home,
     }  # fmt: skip
     config = _with_front(load(flags))
     _take_over(config)

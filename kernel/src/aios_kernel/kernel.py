@@ -88,7 +88,10 @@ class Kernel:
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
         self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config), self._moved_soon)
         self.agents = AgentService(
-            observe=self.dispatcher.observe, drop=managers.drop, standings=self.dispatcher.standings
+            observe=self.dispatcher.observe,
+            drop=managers.drop,
+            standings=self.dispatcher.standings,
+            homes=self.dispatcher.homes,
         )
         self.sessions: set[Session] = set()
         self.gate = Gate(config.max_open_calls)
@@ -357,6 +360,7 @@ class Kernel:
             swap_disk_bytes=dispatcher.contexts.tiers.disk_bytes,
             windows_cut=self._windows.cut,
             window_tokens_dropped=self._windows.tokens_dropped,
+            replicas=[*dispatcher.replicas()],
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

@@ -483,6 +483,8 @@ class ProgramInfo(_Message, frozen=True, tag="agent.program"):
     """KV that it has in the pool, parked contexts included."""
     swapped_tokens: int
     """KV that it has in host memory or on disk."""
+    replica: str = ""
+    """The server that has its KV, of several."""
 
 
 # --- access ---------------------------------------------------------------------------------------------------------
@@ -574,6 +576,19 @@ class KernelShutdown(_Message, frozen=True, tag="kernel.shutdown"):
     if_idle: bool = False
 
 
+class Replica(_Message, frozen=True):
+    """One of several servers of a model."""
+
+    url: str
+    up: bool
+    """Whether it answers."""
+    families: int
+    """Programs, with all below them, that it has the KV of."""
+    open_calls: int
+    lost_calls: int
+    """That it failed and another one took over."""
+
+
 class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """The kernel at a glance; KV sizes in tokens."""
 
@@ -600,6 +615,8 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """Chats that outgrew the window and were cut by their declared strategy..."""
     window_tokens_dropped: int = 0
     """...and the tokens that were left out of them."""
+    replicas: list[Replica] = []
+    """Where the model is served by several servers."""
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):
