@@ -136,10 +136,11 @@ class Stepper:
             self._roster.fail([held for held, _, _ in batch], engine_error(error))
             return
         self._fruitless = 0
+        now = time.monotonic()
         for (held, _, _), output in zip(batch, outputs, strict=True):
-            self._accept(held, output)
+            self._accept(held, output, now)
 
-    def _accept(self, held: Held, output: StepOutput) -> None:
+    def _accept(self, held: Held, output: StepOutput, now_s: float) -> None:
         generation = held.generation
         emitted = int(output.token is not None)
         self.tokens_computed += output.computed
@@ -148,12 +149,13 @@ class Stepper:
         generation.cached = output.context.cached  # grows while others compute the same prefix
         if output.prompt:
             generation.note_prompt(output.prompt)
-        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted))
+        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted), now_s)
         if output.error is not None:
             error = output.failure or errors.EngineError(output.error, fix="aios doctor")
             self._roster.fail([held], error)
         elif emitted:
-            self._roster.prompt_computed(held)
+            if not generation.generated:
+                self._roster.prompt_computed(held)
             self._show(held, output)
 
     def _show(self, held: Held, output: StepOutput) -> None:
