@@ -97,14 +97,6 @@ def decide(policy: ProgramPolicy, tasks: list[Task], now_s: float, room: int = 0
     return policy.decide(view(tasks, room), now_s)
 
 
-def test_until_programs_have_ended_they_come_in_as_they_came() -> None:
-    policy = ProgramPolicy({})
-    tasks = [task(1, length=9000), task(2, length=100, arrived_s=0.1), task(3, length=5000, arrived_s=0.2)]
-    for each in tasks:
-        policy.observe(Arrived(each.id, each.program, each), each.arrived_s)
-    assert [each.id for each in policy.waiting.ranked()] == [1, 2, 3]
-
-
 def test_what_is_learned_moves_those_that_wait_already() -> None:
     policy = ProgramPolicy({})
     short, long = task(1, length=100), task(2, length=9000, arrived_s=0.1)

@@ -9,9 +9,7 @@ _STAY_S = 900.0
 _GROWN = 75_000.0
 """Assumed of a program's stay until some have ended: seconds, and tokens that its context grows by."""
 _UNSEEN = 0.125
-"""A context longer than all that ended is expected to grow by an eighth..."""
-_FEW = 8
-"""...once so many have ended. Before that lengths say nothing, and programs come in as they came."""
+"""A context longer than all that ended is expected to grow by an eighth."""
 
 
 class Lives:
@@ -41,6 +39,5 @@ class Lives:
         The mean growth of those that ended longer, at the pace of all. Attained service says less: in recorded
         coding sessions what is left hardly depends on it.
         """
-        prior = _UNSEEN * length if len(self._finals) >= _FEW else self._grown
-        growth = self._finals.remaining(length, length + prior)
+        growth = self._finals.remaining(length, (1 + _UNSEEN) * length)
         return growth * self.stay_s / max(self._grown, 1.0)

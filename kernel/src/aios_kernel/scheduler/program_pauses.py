@@ -23,9 +23,6 @@ class History:
         self._sorted: list[float] = []
         self._sums: list[float] | None = None
 
-    def __len__(self) -> int:
-        return len(self._sorted)
-
     def add(self, seconds: float) -> None:
         """Remember one."""
         if len(self._recent) == _KEPT:
