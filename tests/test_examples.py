@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,14 @@ def run(tmp_path: Path, *command: object, model: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def until_gone(path: Path) -> None:
+    """Wait for a file to go."""
+    ends_s = time.monotonic() + 30
+    while path.exists():
+        assert time.monotonic() < ends_s
+        time.sleep(0.05)
 
 
 def test_three_frameworks_with_plain_python(tmp_path: Path) -> None:
@@ -74,6 +85,23 @@ def test_a_tree_search_on_the_demo_model(tmp_path: Path) -> None:
 
 def test_a_tree_search_that_finds_nothing_says_so(tmp_path: Path) -> None:
     assert run(tmp_path, sys.executable, EXAMPLES / "tree_search.py", 7, 2, 2, model="demo") == ["7 cannot be reached"]
+
+
+def test_replicas_of_which_one_is_killed(tmp_path: Path) -> None:
+    agents, turns = 9, 8
+    killed, answered, stayed, cached, again = run(
+        tmp_path, sys.executable, EXAMPLES / "replicas.py", agents, turns, model="demo"
+    )
+    assert re.fullmatch(r"killed http://127.0.0.1:\d+/v1, at which 3 of 9 agents were", killed)
+    assert re.fullmatch(r"72 of 72 calls were answered, once each; [1-3] of them moved while they were open", answered)
+    assert stayed == "6 agents stayed where they were, the others went to two replicas"
+    assert int(cached.split("%")[0]) >= 60
+    assert again == "started again, it is taken back"
+    until_gone(tmp_path / "aios" / "run" / "kernel.sock")  # the kernel has left, and written its trace
+    (trace,) = (tmp_path / "aios" / "traces").glob("*.jsonl")
+    spans = [json.loads(line) for line in trace.read_text().splitlines()]
+    outcomes = [span["outcome"] for span in spans if span["syscall"] == "llm.chat"]
+    assert outcomes == ["ok"] * (agents * turns)  # each has ended once, none with an error
 
 
 @needs_metagpt

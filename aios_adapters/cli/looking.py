@@ -77,11 +77,20 @@ def ps(
     )
     if status.experts is not None:
         typer.echo(_experts(status.experts))
+    for each in status.replicas:
+        typer.echo(
+            f"replica {each.url}  {'up' if each.up else 'DOWN'}  {each.families} programs with their children, "
+            f"{each.open_calls} calls open, {each.lost_calls} lost to others"
+        )
     columns = (
         "PROGRAM", "AGENT", "FRAMEWORK", "STATE", "LLM", "TOOL", "MEM", "PROMPT", "CACHED", "NEW", "QUEUED s", "RAN s",
         "SERVED", "IN POOL", "SWAPPED",
     )  # fmt: skip
-    show_table("", columns, [_row(program) for program in programs])
+    rows = [_row(program) for program in programs]
+    if status.replicas:
+        columns = (*columns, "REPLICA")
+        rows = [(*row, program.replica) for row, program in zip(rows, programs, strict=True)]
+    show_table("", columns, rows)
 
 
 def _experts(experts: ExpertStatus) -> str:

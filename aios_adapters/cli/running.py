@@ -45,7 +45,10 @@ def serve(  # noqa: PLR0913 - a command's options
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model openai:NAME.")] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(help="OpenAI-compatible server of the model openai:NAME; again for each of its replicas."),
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile", help="Compile the model at the start: less overhead in each step.")
     ] = None,
@@ -63,7 +66,7 @@ def serve(  # noqa: PLR0913 - a command's options
     flags = {
         "model": _spec(engine, model, named), "http": http, "policy": policy, "kv_tokens": kv_tokens,
         "device": device, "dtype": dtype, "expert_cache": expert_cache, "expert_int8": expert_int8, "compile": compile,
-        "base_url": base_url, "revision": revision, "home": home, "loras": _loras(lora),
+        "base_url": ",".join(base_url or []) or None, "revision": revision, "home": home, "loras": _loras(lora),
     }  # fmt: skip
     config = _with_front(load(flags))
     _take_over(config)

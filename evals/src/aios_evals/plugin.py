@@ -406,7 +406,7 @@ def attack(
     json: Json = False,
     full: Full = False,
     policy: Annotated[list[str] | None, typer.Option(help="Of the scheduler; again for several.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measure so often, in turns, and give medians.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure so often, in turns, and give medians.")] = 3,
 ) -> None:
     """One agent floods, nine want their work done: their p99, the Jain index and the throughput under each policy."""
     from aios_evals import report

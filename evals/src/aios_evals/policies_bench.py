@@ -42,9 +42,11 @@ _STEP_S = 0.01
 
 
 def run(steps: int = 200, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> list[dict[str, Any]]:
-    """Rows `{policy, running, programs, parked, decide_p50_us, decide_p99_us, first_us, observe_p50_us}`.
+    """Rows `{policy, running, programs, parked, decide_*_us, first_us, arrive_us, observe_p50_us}`.
 
-    `first_us` is the decision that meets everybody who waits, `observe_p50_us` the events of one step.
+    `arrive_us` is what one newcomer takes when it is announced, `first_us` the decision that meets all of them (and
+    whatever is parked), `decide_p50_us` and `decide_p99_us` those after it by the clock, `decide_cpu_p99_us` by the
+    thread's CPU time, `observe_p50_us` the events of one step.
     """
     rows: list[dict[str, Any]] = []
     for name, make in Plugins().named("aios_kernel_policies").items():
@@ -58,18 +60,25 @@ def run(steps: int = 200, shapes: Sequence[tuple[int, int, int]] = SHAPES) -> li
 
 
 def _measure(policy: Policy, crowd: _Crowd, steps: int) -> dict[str, float]:
-    for event in crowd.begin():
-        policy.observe(event, 0.0)
     taken: list[float] = []
+    used: list[float] = []
     told: list[float] = []
+    arrivals, pauses = crowd.begin()
     gc.collect()
     gc.disable()
     try:
+        began = time.perf_counter()
+        for event in arrivals:
+            policy.observe(event, 0.0)
+        arrive_s = time.perf_counter() - began
+        for event in pauses:
+            policy.observe(event, 0.0)
         for step in range(steps):
             now_s = _STEP_S * (step + 1)
             view = crowd.view(step)
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.thread_time()
             plan = policy.decide(view, now_s)
+            used.append(time.thread_time() - cpu)
             taken.append(time.perf_counter() - began)
             events = crowd.carry_out(plan, now_s)
             began = time.perf_counter()
@@ -82,7 +91,9 @@ def _measure(policy: Policy, crowd: _Crowd, steps: int) -> dict[str, float]:
     return {
         "decide_p50_us": ordered[len(ordered) // 2] * 1e6,
         "decide_p99_us": ordered[int(0.99 * len(ordered))] * 1e6,
+        "decide_cpu_p99_us": sorted(used[1:])[int(0.99 * len(ordered))] * 1e6,
         "first_us": first * 1e6,
+        "arrive_us": arrive_s / len(arrivals) * 1e6,
         "observe_p50_us": sorted(told)[len(told) // 2] * 1e6,
     }
 
@@ -97,10 +108,10 @@ class _Crowd:
         self._rows, self._shown = Rows(self._tasks), Journal(self._parked)
         self._next = parked
 
-    def begin(self) -> list[Event]:
-        """What has happened so far."""
-        events: list[Event] = [Arrived(task.id, task.program) for task in self._tasks.values()]
-        return [*events, *(ToolBegan(name, "tool", _PAUSE_S) for name in self._parked)]
+    def begin(self) -> tuple[list[Event], list[Event]]:
+        """What has happened so far: calls that came, tools that began."""
+        arrivals: list[Event] = [Arrived(task.id, task.program, task) for task in self._tasks.values()]
+        return arrivals, [ToolBegan(name, "tool", _PAUSE_S) for name in self._parked]
 
     def view(self, step: int) -> View:
         """The next step's: those that run have one token more. Room for them is left, for a newcomer there is none."""

@@ -38,12 +38,13 @@ MESSAGE = "message"
 class AgentService:
     """The `agent.*` syscalls. `observe` tells the scheduler, `drop` frees what managers hold for a program.
 
-    `standings` gives what programs have in the engine.
+    `standings` gives what programs have in the engine, `homes` the replica of each family.
     """
 
     observe: Callable[[Event], None]
     drop: Callable[[Program], None]
     standings: Callable[[], Mapping[str, Standing]] = dict[str, Standing]
+    homes: Callable[[], Mapping[str, str]] = dict[str, str]
     table: ProcessTable = field(default_factory=ProcessTable)
     mail: Mailboxes = field(default_factory=Mailboxes)
     open_calls: dict[str, set[OpenCall]] = field(default_factory=dict[str, set[OpenCall]])
@@ -130,8 +131,12 @@ class AgentService:
     def do_ps(self, open_call: OpenCall, call: KernelPs) -> Programs:
         """`kernel.ps`."""
         rows = self.table.all(open_call.program.principal, finished=call.finished)
-        standings = self.standings()
-        return Programs(programs=[row.info(standings.get(row.id), self._computed(row)) for row in rows])
+        standings, homes = self.standings(), self.homes()
+        return Programs(
+            programs=[
+                row.info(standings.get(row.id), self._computed(row), homes.get(row.root or row.id, "")) for row in rows
+            ]
+        )
 
     def _computed(self, program: Program) -> int:
         """Tokens that went through the model for a program's open calls."""

@@ -90,7 +90,10 @@ class Kernel:
         self.tracer = Tracer(home_of(config) / "traces" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
         self.dispatcher = Dispatcher(model, policy, self._deliver_soon, swap_space(config), self._moved_soon)
         self.agents = AgentService(
-            observe=self.dispatcher.observe, drop=managers.drop, standings=self.dispatcher.standings
+            observe=self.dispatcher.observe,
+            drop=managers.drop,
+            standings=self.dispatcher.standings,
+            homes=self.dispatcher.homes,
         )
         self.sessions: set[Session] = set()
         self.gate = Gate(config.max_open_calls)
@@ -362,6 +365,7 @@ class Kernel:
             window_tokens_dropped=self._windows.tokens_dropped,
             experts=engine.expert_status() if isinstance(engine, ExpertCaching) else None,
             loras=self._chat.loras(),
+            replicas=[*dispatcher.replicas()],
         )
 
     def _do_trace(self, open_call: OpenCall, call: KernelTrace) -> Trace:

@@ -11,6 +11,8 @@ from aios_kernel import errors
 from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState, WindowStrategy
 from aios_kernel.terms import Terms
 
+NAMELESS = "http"
+"""The agent of HTTP requests that name none: all of them are one program, and many conversations."""
 _FINISHED_KEPT = 1000
 _NAME_LIMIT = 200
 
@@ -95,7 +97,7 @@ class Program:
             return ", ".join(self.tools.values())
         return ", ".join(self.waits) if self.state == "message" else ""
 
-    def info(self, standing: Standing | None = None, computed: int = 0) -> ProgramInfo:
+    def info(self, standing: Standing | None = None, computed: int = 0, replica: str = "") -> ProgramInfo:
         """A row for listings; `standing` is what the engine holds of it, `computed` the tokens of its open calls."""
         standing = standing or Standing()
         counts = {name: getattr(self.account, name) for name in Account.__dataclass_fields__}
@@ -115,6 +117,7 @@ class Program:
             error=self.error,
             resident_tokens=standing.resident_tokens,
             swapped_tokens=standing.swapped_tokens,
+            replica=replica,
             **counts,
         )
 

@@ -597,6 +597,8 @@ class ProgramInfo(_Message, frozen=True, tag="agent.program"):
     """KV that it has in the pool, parked contexts included."""
     swapped_tokens: int
     """KV that it has in host memory or on disk."""
+    replica: str = ""
+    """The server that has its KV, of several."""
 
 
 # --- access ---------------------------------------------------------------------------------------------------------
@@ -738,6 +740,19 @@ class ExpertStatus(_Message, frozen=True):
     """...and what it does to the perplexity of the model's own text; both as measured when they were converted."""
 
 
+class Replica(_Message, frozen=True):
+    """One of several servers of a model."""
+
+    url: str
+    up: bool
+    """Whether it answers."""
+    families: int
+    """Programs, with all below them, that it has the KV of."""
+    open_calls: int
+    lost_calls: int
+    """That it failed and another one took over."""
+
+
 class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """The kernel at a glance; KV sizes in tokens."""
 
@@ -768,6 +783,8 @@ class KernelStatus(_Message, frozen=True, tag="kernel.status"):
     """Of a model whose experts are in a cache."""
     loras: list[str] = []
     """The model's adapters, by which calls can name them."""
+    replicas: list[Replica] = []
+    """Where the model is served by several servers."""
 
 
 class Programs(_Message, frozen=True, tag="kernel.programs"):

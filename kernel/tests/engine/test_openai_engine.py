@@ -284,7 +284,8 @@ TOO_LONG = json.dumps({"error": {"message": "because", "code": "context_length_e
         (status(503, ERROR, retry_after="7"), errors.EngineUnavailable),
         (status(302, "because"), errors.EngineError),
         (stream(chunk("a"), ERROR), errors.EngineError),
-        (stream(chunk("a"), end=""), errors.EngineError),
+        (stream(chunk("a"), end=""), errors.EngineUnavailable),
+        (stream(chunk("a"), chunk(finish_reason="abort")), errors.EngineUnavailable),
         (stream(chunk("a"), "{"), errors.EngineError),
         (stream(chunk("a"), "[]"), errors.EngineError),
         (stream(chunk("a"), '{"choices": [4]}'), errors.EngineError),
@@ -303,6 +304,105 @@ def test_errors_are_typed(server: Server, bench: Bench, answer: Answer, kind: ty
     server.answer = stream(chunk("fine"), chunk(finish_reason="stop"))
     assert bench.ask().text == "fine"  # the others, and the next, are not concerned
     assert bench.model.engine.kv_free() == bench.model.engine.capabilities.kv_tokens
+
+
+def said(message: str, **fields: Any) -> str:
+    return json.dumps({"error": {"message": message, **fields}})
+
+
+LLAMA = said("the request exceeds the available context size", code=400, type="exceed_context_size_error", n_ctx=256)
+
+VLLM = said("This model's maximum context length is 64 tokens.", type="BadRequestError", code=400)
+SGLANG = json.dumps({"object": "error", "message": "The input (9 tokens) is longer than the model's context length"})
+OLLAMA = said('model "x" not found, try pulling it first', type="not_found_error")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (status(400, LLAMA), errors.ContextTooLong),  # llama-server ...
+        (status(500, LLAMA), errors.ContextTooLong),  # ... and an older one
+        (status(503, said("Loading model", code=503, type="unavailable_error")), errors.EngineUnavailable),
+        (stream(LLAMA), errors.ContextTooLong),
+        (status(400, VLLM), errors.ContextTooLong),
+        (status(400, SGLANG), errors.ContextTooLong),
+        (status(404, OLLAMA), errors.UnknownModel),
+    ],
+)  # fmt: skip
+def test_errors_as_several_servers_spell_them(
+    server: Server, bench: Bench, answer: Answer, kind: type[errors.AiosError]
+) -> None:
+    server.answer = answer
+    with pytest.raises(errors.AiosError) as caught:
+        bench.ask()
+    assert type(caught.value) is kind
+
+
+def test_an_error_event_of_llama_server(server: Server, bench: Bench) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.send_header("connection", "close")
+        handler.end_headers()
+        handler.wfile.write(b'error: {"code": 500, "message": "because", "type": "server_error"}\n\n')
+
+    server.answer = answer
+    with pytest.raises(errors.EngineError, match="because"):
+        bench.ask()
+
+
+def test_an_answer_as_llama_server_sends_it(server: Server, bench: Bench) -> None:
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
+    server.answer = stream(
+        chunk(delta={"role": "assistant", "content": None}),
+        chunk(delta={"reasoning_content": "hm"}),
+        chunk("yes", system_fingerprint="b6000"),
+        chunk(finish_reason="stop"),
+        json.dumps({"choices": [], "usage": usage, "timings": {"cache_n": 8, "prompt_n": 1, "predicted_ms": 1.0}}),
+    )
+    result = bench.ask()
+    assert (result.text, result.finish_reason) == ("yes", "stop")
+    assert result.usage == Usage(prompt_tokens=9, cached_tokens=8, completion_tokens=2)
+
+
+def test_an_answer_as_sglang_sends_it(server: Server, bench: Bench) -> None:
+    nothing = {"reasoning_content": None, "tool_calls": None}
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": None, "reasoning_tokens": 0}
+    server.answer = stream(
+        chunk(delta={"role": "assistant", "content": "", **nothing}, usage=None),
+        chunk(delta={"role": None, "content": "yes", **nothing}, usage=None),
+        json.dumps({"choices": [{"index": 0, "delta": nothing, "finish_reason": "stop", "matched_stop": 151645}]}),
+        json.dumps({"choices": [], "usage": usage}),
+    )
+    result = bench.ask()
+    assert (result.text, result.usage) == ("yes", Usage(prompt_tokens=9, completion_tokens=2))
+
+
+def test_tool_calls_as_ollama_and_vllm_send_them(server: Server, bench: Bench) -> None:
+    def whole(number: str, name: str, **fields: Any) -> dict[str, Any]:
+        return {"id": number, "index": 0, "type": "function", "function": {"name": name, "arguments": "{}"}, **fields}
+
+    call = LlmChat(messages=[Message("user", "go")], tools=[ToolSpec(name="add"), ToolSpec(name="sub")])
+    server.answer = stream(  # Ollama: all of them have index 0
+        chunk(delta={"role": "assistant", "content": "", "tool_calls": [whole("call_a", "add")]}),
+        chunk(delta={"role": "assistant", "content": "", "tool_calls": [whole("call_b", "sub")]}),
+        chunk(delta={"role": "assistant", "content": ""}, finish_reason="tool_calls"),
+    )
+    expected = [ToolCall("call_a", "add", "{}"), ToolCall("call_b", "sub", "{}")]
+    assert bench.ask(call).tool_calls == expected
+    part = {"index": 0, "function": {"arguments": "{}"}}
+    server.answer = stream(  # vLLM: arguments in parts, which may have ids of their own
+        chunk(delta={"tool_calls": [{"id": "call_a", "index": 0, "type": "function", "function": {"name": "add"}}]}),
+        chunk(delta={"tool_calls": [part | {"id": "other"}]}),
+        chunk(delta={"tool_calls": [whole("call_b", "sub", index=1)]}),
+        chunk(finish_reason="tool_calls"),
+    )
+    assert bench.ask(call).tool_calls == expected
 
 
 def test_what_came_before_an_error_is_shown(server: Server, bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from aios_kernel.engine.protocol import StepOutput
 from aios_kernel.process import Program
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
 from aios_kernel.scheduler.fifo import Fifo
-from aios_kernel.scheduler.protocol import Policy
+from aios_kernel.scheduler.protocol import Plan, Policy, View
 from aios_kernel.scheduler.round_robin import RoundRobin
 from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling
 
@@ -164,3 +165,40 @@ def test_max_tokens_and_stop_strings_end_an_answer() -> None:
     assert limited.ended.finish_reason == "length"
     assert limited.ended.usage.completion_tokens == 7
     bench.dispatcher.stop()
+
+
+class Counting(Fifo):
+    """Notes how many calls each decision sees."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.seen: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def decide(self, view: View, now_s: float) -> Plan:
+        self.gate.wait()
+        self.seen.append(len(view.tasks))
+        return super().decide(view, now_s)
+
+
+def test_a_burst_of_calls_does_not_hold_up_the_steps() -> None:
+    policy = Counting()
+    bench = Bench(policy, max_batch=4)
+    running = bench.ask("ponder", max_tokens=10_000)
+    while running.started_s is None:
+        time.sleep(0.001)
+    program = Program(id="p", agent="a", principal="me", group="g")
+    call = LlmChat(messages=[Message(role="user", content="say x")])
+    burst = [bench._service.prepare(bench.dispatcher.next_id(), call, program) for _ in range(3000)]
+    policy.gate.clear()  # all of them come within one step
+    before = len(policy.seen)
+    for generation in burst:
+        bench.dispatcher.submit(generation)
+    policy.gate.set()
+    bench.wait(burst, 30.0)
+    bench.dispatcher.cancel(running, errors.Cancelled("enough"))
+    bench.wait([running])
+    bench.dispatcher.stop()
+    grown = [after - earlier for earlier, after in pairwise(policy.seen[before - 1 :])]
+    assert max(grown) == 512  # orders between two steps at most

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_kernel.plugins import Plugins
-from aios_kernel.scheduler.protocol import Plan
+from aios_kernel.scheduler.protocol import Arrived, Event, Plan
 from aios_kernel.scheduler.rehearsal import Call, Pool
 from aios_kernel.syscalls import Priority
 
@@ -116,3 +116,25 @@ def test_nobody_starves_while_others_keep_coming(policy: str) -> None:
         if first in here.ended:
             return
     raise AssertionError(f"waits after {here.steps} steps among {len(here.tasks)} calls")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    waves=st.lists(st.lists(calls, max_size=8), min_size=1, max_size=4),
+    blocks=st.integers(22, 64),
+    batch=st.integers(1, 8),
+)
+def test_a_newcomer_that_is_shown_at_once_is_treated_like_any_other(
+    policy: str, waves: list[list[Call]], blocks: int, batch: int
+) -> None:
+    shown, unseen = pool(policy, blocks=blocks, batch=batch), pool(policy, blocks=blocks, batch=batch)
+    inner, observe = unseen.policy, unseen.policy.observe
+
+    def without_row(event: Event, now_s: float) -> None:
+        observe(Arrived(event.task, event.program) if isinstance(event, Arrived) else event, now_s)
+
+    inner.observe = without_row  # type: ignore[method-assign]
+    for here in (shown, unseen):
+        feed(here, waves)
+    assert shown.log == unseen.log

@@ -166,6 +166,8 @@ class ContextManager:
         self._conversations.forget(program)
         self.parking.forget(program)
         self._residue.forget(program)
+        if self._engine.capabilities.callers:
+            cast("ForCallers", self._engine).forget(program)
 
     def close(self) -> None:
         """Give up what is parked and delete what is on disk."""

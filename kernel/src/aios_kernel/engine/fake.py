@@ -253,6 +253,7 @@ class FakeEngine:
         self._live: dict[int, FakeContext] = {}
         self._used = 0
         self._pondered = vocabulary.id_of(_PONDERED)
+        self._size = block_size
         self.capabilities = Capabilities(
             step_control=True,
             fork=True,
@@ -287,11 +288,14 @@ class FakeEngine:
 
     def step(self, plan: Sequence[tuple[FakeContext, int]]) -> list[StepOutput]:
         """Advance every context of the plan."""
-        if sum(self.kv_need(context, min(tokens, context.pending)) for context, tokens in plan) > self.kv_free():
+        parts = [(context, min(tokens, len(context.tokens) - context.computed)) for context, tokens in plan]
+        need = sum([self.kv_need(context, tokens) for context, tokens in parts])
+        if need > self.kv_free():
             raise KvExhausted
         if self._step_s or self._token_s:
-            time.sleep(self._step_s + self._token_s * sum(min(tokens, context.pending) for context, tokens in plan))
-        return [self._advance(context, min(tokens, context.pending)) for context, tokens in plan]
+            time.sleep(self._step_s + self._token_s * sum([tokens for _, tokens in parts]))
+        self._used += need
+        return [self._advance(context, tokens) for context, tokens in parts]
 
     def fork(
         self,
@@ -339,7 +343,8 @@ class FakeEngine:
 
     def kv_need(self, context: FakeContext, n_tokens: int) -> int:
         """New blocks, in tokens."""
-        return self._blocks(context.computed + n_tokens) - self._blocks(context.computed)
+        size, computed = self._size, context.computed
+        return (-(-(computed + n_tokens) // size) + -computed // size) * size
 
     def close(self) -> None:
         """Forget everything."""
@@ -355,9 +360,8 @@ class FakeEngine:
         self._used += self._blocks(context.computed)
 
     def _advance(self, context: FakeContext, tokens: int) -> StepOutput:
-        self._used += self.kv_need(context, tokens)
         context.computed += tokens
-        if context.pending:
+        if context.computed < len(context.tokens):
             return StepOutput(context, tokens)
         forced = context.sampling.forced
         choices = forced if context.emitted < len(forced) else context.reply
@@ -369,8 +373,7 @@ class FakeEngine:
         return StepOutput(context, tokens, token, token, margin=1.0, logprob=0.0, top=[(token, 0.0)])
 
     def _blocks(self, tokens: int) -> int:
-        size = self.capabilities.block_size
-        return -(-tokens // size) * size
+        return -(-tokens // self._size) * self._size
 
     def _reply(self, marker: int) -> list[int]:
         word = self._vocabulary.word(marker)

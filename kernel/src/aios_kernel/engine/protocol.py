@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from aios_kernel.errors import AiosError
-from aios_kernel.syscalls import ExpertStatus, Priority
+from aios_kernel.syscalls import ExpertStatus, Priority, Replica
 
 
 class KvExhausted(Exception):
@@ -359,6 +359,18 @@ class ForCallers(Protocol):
         self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
     ) -> Context:
         """As `Engine.open`."""
+        ...
+
+    def forget(self, program: str) -> None:
+        """A program has ended."""
+        ...
+
+    def homes(self) -> Mapping[str, str]:
+        """The replica that holds the KV of each family; empty when there is but one. From any thread."""
+        ...
+
+    def replicas(self) -> Sequence[Replica]:
+        """All of them; empty when there is but one. From any thread."""
         ...
 
 

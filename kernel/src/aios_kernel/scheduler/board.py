@@ -36,6 +36,10 @@ class Board:
         self._queued_of.setdefault(held.generation.order.program, set()).add(number)
         self._rows[number] = self._row(held)
 
+    def row(self, number: int) -> Task:
+        """Of a call that is there, as it was when something last changed."""
+        return self._rows[number]
+
     def remove(self, number: int) -> None:
         """It has gone."""
         held = self._held.pop(number)

@@ -10,9 +10,9 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from aios_kernel import errors
 from aios_kernel.chat.generation import Generation
@@ -20,18 +20,22 @@ from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.context.manager import ContextManager
 from aios_kernel.context.parking import Move
 from aios_kernel.context.space import SwapSpace
+from aios_kernel.engine.protocol import ForCallers
 from aios_kernel.process import Standing
 from aios_kernel.scheduler.embedding import EmbedQueue
 from aios_kernel.scheduler.protocol import Event, Policy, ProgramEnded, View
 from aios_kernel.scheduler.roster import Roster, Update, shutting_down
 from aios_kernel.scheduler.standings import standings
 from aios_kernel.scheduler.step import Stepper
+from aios_kernel.syscalls import Replica
 
 __all__ = ["Deliver", "Dispatcher", "Update"]
 
 _log = logging.getLogger(__name__)
 _MOMENT_S = 0.005
 """How long a step that can do nothing waits for an order."""
+_ORDERS = 512
+"""Orders taken between two steps at most: thousands that come at once must not hold up the answers that are on."""
 _PARKED_S = 0.1
 """How often the policy is asked about parked contexts while no call is open."""
 
@@ -77,6 +81,16 @@ class Dispatcher:
     def standings(self) -> dict[str, Standing]:
         """What each program has in the engine, as of the last step."""
         return standings(self.view, self._stepper.waits)
+
+    def homes(self) -> Mapping[str, str]:
+        """The replica that each family of programs is at; empty where the model has but one server."""
+        engine = self.model.engine
+        return cast("ForCallers", engine).homes() if engine.capabilities.callers else {}
+
+    def replicas(self) -> Sequence[Replica]:
+        """The servers of the model, if there are several."""
+        engine = self.model.engine
+        return cast("ForCallers", engine).replicas() if engine.capabilities.callers else ()
 
     @property
     def tokens_computed(self) -> int:
@@ -166,7 +180,9 @@ class Dispatcher:
             if wait:
                 self._stepper.look()
                 self._obey(self._inbox.get(timeout=self._patience_s()))
-            while not self._stopping and not self._inbox.empty():
+            for _ in range(_ORDERS):
+                if self._stopping or self._inbox.empty():
+                    return
                 self._obey(self._inbox.get_nowait())
         except queue.Empty:
             pass

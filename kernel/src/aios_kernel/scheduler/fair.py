@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -53,8 +53,8 @@ class Client:
     calls: int = 0
     waiting: OrderedDict[int, None] = field(default_factory=OrderedDict[int, None])
     """Its calls outside the pool, the first to come in in front."""
-    entry: tuple[float, int] | None = None
-    """Where it stands among those that wait."""
+    entry: int | None = None
+    """Its place in the heap of those that wait."""
 
 
 class Fair:
@@ -75,6 +75,7 @@ class Fair:
         self._weights = {
             name.removeprefix("weight."): number(self.name, options, name, 1.0, least=1e-6) for name in weights
         }
+        self._most_weight = max((1.0, *self._weights.values()))
         self._clients: dict[str, Client] = {}
         self._of: dict[int, Client] = {}  # of an open call
         self._answering: set[int] = set()  # calls that have emitted something
@@ -92,7 +93,10 @@ class Fair:
     def observe(self, event: Event, now_s: float) -> None:
         """Count what was computed."""
         if isinstance(event, Arrived):
-            self._new[event.task] = None
+            if event.row is not None:
+                self._take_in(event.row)
+            else:
+                self._new[event.task] = None
         elif isinstance(event, Computed):
             client = self._of.get(event.task)
             if client is not None:
@@ -106,18 +110,21 @@ class Fair:
         self._meet(tasks)
         residents = self._residents(view)
         keys, counters = self._ranked_residents(residents)
-        used: list[Client] = []
-        newcomers = self._newcomers(tasks, counters, used)
-        ranked = heapq.merge(keys, newcomers)
         order = [tasks[key[-1]] for key in keys]
         least = min((client.counter for client in residents), default=0.0)
+        ahead = least + self._quantum
+        used: list[Client] = []
+        ranked: Iterable[Task] = order
+        if len(order) < view.max_batch or self._may_displace(order[view.max_batch - 1]):
+            newcomers = self._newcomers(tasks, counters, used)
+            ranked = (tasks[key[-1]] for key in heapq.merge(keys, newcomers))
         plan = Packer(
             view,
-            (tasks[key[-1]] for key in ranked),
+            ranked,
             self._is_ahead,
             residents=order,
             spare=self._spare,
-            is_spare=lambda task: self._of[task.id].counter > least + self._quantum,
+            is_spare=lambda task: self._of[task.id].counter > ahead,
         ).fill()
         for client in used:
             self._stand(client)
@@ -129,14 +136,17 @@ class Fair:
         arrived = [tasks[number] for number in self._new if number in tasks]
         for task in arrived:
             del self._new[task.id]
-            name = task.agent if self._by == "agent" else task.group if self._by == "group" else task.program
-            client = self._clients.get(name) or self._enter(name)
-            self._of[task.id] = client
-            client.calls += 1
-            if not client.waiting:
-                client.counter = max(client.counter, self._least())
-            client.waiting[task.id] = None
-            self._stand(client)
+            self._take_in(task)
+
+    def _take_in(self, task: Task) -> None:
+        name = task.agent if self._by == "agent" else task.group if self._by == "group" else task.program
+        client = self._clients.get(name) or self._enter(name)
+        self._of[task.id] = client
+        client.calls += 1
+        if not client.waiting:
+            client.counter = max(client.counter, self._least())
+        client.waiting[task.id] = None
+        self._stand(client)
 
     def _enter(self, name: str) -> Client:
         if len(self._clients) >= self._prune_at:
@@ -169,13 +179,19 @@ class Fair:
     def _residents(self, view: View) -> dict[Client, list[Task]]:
         """Calls in the pool by client, oldest first; those that were brought in or taken out since are moved."""
         found: dict[Client, list[Task]] = {}
+        owners = self._of
         for task in view.active():
-            client = self._of.get(task.id)
+            client = owners.get(task.id)
             if client is None:
                 continue
             if task.residency is _RESIDENT:
-                self._leave_queue(client, task.id)
-                found.setdefault(client, []).append(task)
+                if task.id in client.waiting:
+                    self._leave_queue(client, task.id)
+                theirs = found.get(client)
+                if theirs is None:
+                    found[client] = [task]
+                else:
+                    theirs.append(task)
             elif task.id not in client.waiting:
                 client.waiting[task.id] = None
                 client.waiting.move_to_end(task.id, last=False)
@@ -189,22 +205,43 @@ class Fair:
         if event.generated:
             self._answering.add(event.task)
         client.counter += (prompt * self._input_cost + event.generated * self._output_cost) / client.weight
-        if client.waiting:
-            self._stand(client)
 
     def _stand(self, client: Client) -> None:
-        """Put a client with waiting calls where its counter says; an older entry of it is void from now on."""
-        if not client.waiting or (client.entry is not None and client.entry[0] == client.counter):
-            return
+        """Put a client with waiting calls into the heap, unless it is there."""
+        if client.waiting and client.entry is None:
+            heapq.heappush(self._heap, self._entry(client))
+
+    def _entry(self, client: Client) -> tuple[float, int, Client]:
+        """A new place of a client; an older one is void from now on."""
         self._entries += 1
-        client.entry = (client.counter, self._entries)
-        heapq.heappush(self._heap, (*client.entry, client))
+        client.entry = self._entries
+        return (client.counter, self._entries, client)
+
+    def _first(self) -> Client | None:
+        """The client with the smallest counter of those in the heap, where they stand by what they have now."""
+        heap = self._heap
+        while heap:
+            counter, number, client = heap[0]
+            if client.entry != number:
+                heapq.heappop(heap)
+            elif client.counter != counter:
+                heapq.heapreplace(heap, self._entry(client))
+            else:
+                return client
+        return None
 
     def _least(self) -> float:
         """The smallest counter of those that wait; if nobody does, that of the last who did."""
-        while self._heap and self._heap[0][2].entry != self._heap[0][:2]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else self._last
+        client = self._first()
+        return client.counter if client is not None else self._last
+
+    def _may_displace(self, last: Task) -> bool:
+        """Whether some call outside might take the last place in the batch, as far as counters tell."""
+        other = self._of.get(last.id)
+        first = self._first()
+        return first is not None and (
+            other is None or other.counter > first.counter + self._quantum / self._most_weight
+        )
 
     def _is_ahead(self, newcomer: Task, victim: Task) -> bool:
         """Whether the victim's client is ahead of the newcomer's."""
@@ -247,13 +284,11 @@ class Fair:
 
     def _next(self, counters: dict[Client, float], used: list[Client]) -> Client | None:
         """The first client of the heap that has nothing in the pool."""
-        while self._heap:
-            counter, number, client = self._heap[0]
-            if client.entry == (counter, number):
-                if client not in counters:
-                    return client
-                client.entry = None
-                used.append(client)
+        while (client := self._first()) is not None:
+            if client not in counters:
+                return client
+            client.entry = None
+            used.append(client)
             heapq.heappop(self._heap)
         return None
 

@@ -159,7 +159,7 @@ class Limited:
                 continue
             if number not in unseen and number not in self._told:
                 self._told.add(number)
-                self.inner.observe(Arrived(number, task.program), now_s)
+                self.inner.observe(Arrived(number, task.program, task), now_s)
             elif number in unseen and number in self._told and task.residency is Residency.QUEUED:
                 self._told.discard(number)
                 self.inner.observe(Finished(number, task.program), now_s)

@@ -68,7 +68,7 @@ class Packer:
     def _sift(self) -> tuple[Iterator[Task], set[int]]:
         """The ranking, and who decodes last: with more residents than places in the batch, all but the best-ranked.
 
-        A newcomer counts among the best only if it may push the last resident out.
+        A newcomer counts among the best only if it may take the last place in the batch.
         """
         ranked = iter(self._ranked)
         places = self._view.max_batch
@@ -86,9 +86,9 @@ class Packer:
         return chain(head, ranked), {task.id for task in self._residents} - best
 
     def _outdoes(self, newcomer: Task) -> bool:
-        """Whether a newcomer may come in although every place in the batch has its resident."""
+        """Whether a newcomer may take the last place in the batch from the resident that has it."""
         may = self._may_displace
-        return may is not None and may(newcomer, self._residents[-1])
+        return may is not None and may(newcomer, self._residents[self._view.max_batch - 1])
 
     def _decode(self, late: set[int], *, wanted: bool) -> None:
         size = self._view.block_size

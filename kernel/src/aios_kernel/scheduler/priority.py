@@ -44,8 +44,11 @@ class Priority:
     def observe(self, event: Event, now_s: float) -> None:
         """Take note of who came and went."""
         if isinstance(event, Arrived):
-            self._new[event.task] = None
             self._open.add(event.task)
+            if event.row is not None:
+                self._line_up(event.row, now_s)
+            else:
+                self._new[event.task] = None
         elif isinstance(event, Finished):
             self._open.discard(event.task)
             self._new.pop(event.task, None)
@@ -71,8 +74,11 @@ class Priority:
     def _meet(self, tasks: Mapping[int, Task], now_s: float) -> None:
         for task in [tasks[task] for task in self._new if task in tasks]:
             del self._new[task.id]
-            heapq.heappush(self._waiting, self._rank(task, now_s))
-            heapq.heappush(self._patient, (task.arrived_s + self._patience_s, task.id))
+            self._line_up(task, now_s)
+
+    def _line_up(self, task: Task, now_s: float) -> None:
+        heapq.heappush(self._waiting, self._rank(task, now_s))
+        heapq.heappush(self._patient, (task.arrived_s + self._patience_s, task.id))
 
     def _age(self, tasks: Mapping[int, Task], now_s: float) -> None:
         """Rank those anew whose patience has ended; what they leave behind is dropped when it comes up."""

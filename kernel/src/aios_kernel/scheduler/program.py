@@ -35,6 +35,8 @@ _DEFAULT_PAUSE_S = 30.0
 _DUE_SHARE = 0.75
 _PREFILL_PER_S = 10_000.0
 _LEARNING = 0.1
+_AGAIN = 16
+"""Waiting calls whose ranks are found anew in one decision, when something was learned since."""
 
 
 class ProgramPolicy:
@@ -78,8 +80,11 @@ class ProgramPolicy:
             return
         self.kept.touch(event.program)
         if isinstance(event, Arrived):
-            self._new.add(event.task)
             self.pauses.call_arrived(event.program, now_s)
+            if event.row is not None:
+                self._line_up(event.row, now_s)
+            else:
+                self._new.add(event.task)
         elif isinstance(event, Finished):
             self._new.discard(event.task)
             self.waiting.remove(event.task)
@@ -95,6 +100,7 @@ class ProgramPolicy:
         """Who comes in, who gives way, who computes."""
         self._meet(view, now_s)
         self._learn_speed(now_s)
+        self.waiting.rank_again(_AGAIN, self.rank)
         return Decision(self, view, now_s).make()
 
     def rank(self, task: Task) -> Rank:
@@ -106,7 +112,7 @@ class ProgramPolicy:
         if knobs.order == "service":
             return (CLASSES[task.priority], self._attained.get(family, 0.0), task.arrived_s)
         late_s = knobs.stretch * self.lives.rest_s(task.length) if knobs.order == "rest" else 0.0
-        return (CLASSES[task.priority], self._joined[family] + late_s, task.arrived_s)
+        return (CLASSES[task.priority], self._joined.get(family, task.arrived_s) + late_s, task.arrived_s)
 
     def recompute_s(self, tokens: int) -> float:
         """Seconds that computing a context anew takes, at the speed seen lately."""
@@ -139,6 +145,8 @@ class ProgramPolicy:
     def _serve(self, event: Computed) -> None:
         prefilled = event.tokens - event.generated
         self._prefilled += prefilled
+        if self.knobs.order != "service":
+            return
         family = self._family.get(event.program, event.program)
         service = prefilled + self.knobs.decode_weight * event.generated
         self._attained[family] = self._attained.get(family, 0.0) + service
@@ -151,20 +159,25 @@ class ProgramPolicy:
         self._prefilled = 0
 
     def _meet(self, view: View, now_s: float) -> None:
-        """Rank the calls that came since the last decision; they are the last ones of the view."""
+        """Line up the calls that came since the last decision and were not shown; they are the last of the view."""
         for task in reversed(view.tasks) if self._new else ():
             if task.id in self._new:
                 self._new.discard(task.id)
-                self._family[task.program] = task.family
-                self._joined.setdefault(task.family, now_s)
-                self._length[task.program] = task.length
-                self._first.setdefault(task.program, task.length)
-                self.pauses.name_agent(task.program, task.agent)
-                self.waiting.put(task, self.rank(task), self._due_s(task))
+                self._line_up(task, now_s)
                 self.kept.touch(task.program)
                 if not self._new:
                     break
         self._new.clear()
+
+    def _line_up(self, task: Task, now_s: float) -> None:
+        """Rank a call that has come."""
+        program, family, length = task.program, task.family, task.length
+        self._family[program] = family
+        self._joined.setdefault(family, now_s)
+        self._length[program] = length
+        self._first.setdefault(program, length)
+        self.pauses.name_agent(program, task.agent)
+        self.waiting.put(task, self.rank(task), self._due_s(task))
 
     def _due_s(self, task: Task) -> float:
         """When nobody may overtake a call any more: its patience is over, or most of the time to its deadline."""
@@ -183,5 +196,6 @@ class ProgramPolicy:
             return
         if since_s is not None:
             self.lives.ended(length, length - first, now_s - since_s)
+            self.waiting.doubt()
         self._attained.pop(family, None)
         self._joined.pop(family, None)

@@ -150,7 +150,7 @@ class Decision(Room):
     def _crowded(self, need: float, task: Task) -> bool:
         """Whether the pool and host memory, with what a newcomer may take from others, are short of so many tokens."""
         room = self._free + self._host
-        return need > room + self._inferior(task) and not self._has_expired(need - room)
+        return need > room and need > room + self._inferior(task) and not self._has_expired(need - room)
 
     def _prefetch(self) -> None:
         """With room to spare: stowed contexts of programs that are expected back before they could be fetched."""

@@ -38,6 +38,7 @@ class Kept:
         self._away = Timeline(pauses)  # outside the pool
         self._held = [0] * len(CLASSES)  # tokens of the idle ones, in whole blocks
         self._paused: dict[str, Parked] = {}  # idle or away: as they were sorted in
+        self._live: dict[str, bool] = {}  # the others in the pool: whether they are hot, else cold
         self._numbers: dict[str, int] = {}  # in order of parking
         self._count = itertools.count()
         self._touched: dict[str, None] = {}
@@ -47,8 +48,9 @@ class Kept:
         self._block = 1
 
     def touch(self, program: str) -> None:
-        """Something happened to a program: it is sorted in anew before the next decision."""
-        self._touched[program] = None
+        """Something happened to a program: what it has parked is sorted in anew before the next decision."""
+        if program in self.rows:
+            self._touched[program] = None
 
     def update(self, view: View, busy: set[str]) -> list[str]:
         """Bring everything up to date; gives the programs whose contexts were not known.
@@ -149,12 +151,13 @@ class Kept:
     def _take_over(self, program: str, row: Parked | None) -> bool:
         """A row has changed; whether it is new."""
         before = self.rows.get(program)
-        self._touched[program] = None
         if row is None:
             self._sort_out(program)
             self.rows.pop(program, None)
             self._numbers.pop(program, None)
+            self._touched.pop(program, None)
             return False
+        self._touched[program] = None
         if before is None or before.since_s != row.since_s:
             self._numbers[program] = next(self._count)
         self.rows[program] = row
@@ -173,29 +176,34 @@ class Kept:
                 self.warm.put(program, (CLASSES[queued.priority], queued.arrived_s, number))
         elif task is None:
             self._held[place] += self._blocks(row.length)
-        elif task.pending < task.length:
-            self.hot.put(program, (CLASSES[task.priority], task.pending, number))
-            self.returned.put(program, (CLASSES[task.priority], number))
-            return
         else:
-            self.cold[program] = None
+            is_hot = self._live[program] = task.pending < task.length
+            if is_hot:
+                self.hot.put(program, (CLASSES[task.priority], task.pending, number))
+                self.returned.put(program, (CLASSES[task.priority], number))
+            else:
+                self.cold[program] = None
             return
         self._paused[program] = row
         self.lengths.add(row.length)
         self._timeline(row).put(program, number)
 
     def _sort_out(self, program: str) -> None:
-        self.hot.discard(program)
-        self.returned.discard(program)
-        self.warm.discard(program)
-        self.cold.pop(program, None)
         row = self._paused.pop(program, None)
-        if row is None:
+        if row is not None:
+            self.lengths.remove(row.length)
+            self._timeline(row).discard(program)
+            if row.residency is Residency.RESIDENT:
+                self._held[CLASSES[row.priority]] -= self._blocks(row.length)
+            else:
+                self.warm.discard(program)
             return
-        self.lengths.remove(row.length)
-        self._timeline(row).discard(program)
-        if row.residency is Residency.RESIDENT:
-            self._held[CLASSES[row.priority]] -= self._blocks(row.length)
+        is_hot = self._live.pop(program, None)
+        if is_hot:
+            self.hot.discard(program)
+            self.returned.discard(program)
+        elif is_hot is not None:
+            del self.cold[program]
 
     def _timeline(self, row: Parked) -> Timeline:
         return self._away if row.residency is Residency.SWAPPED else self._idle[CLASSES[row.priority]]

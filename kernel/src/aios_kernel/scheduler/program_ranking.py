@@ -76,8 +76,15 @@ class Lengths:
             self._sum -= length
 
     def short_of(self, final: float) -> float:
-        """Tokens by which all together grow when each gets so long; another `final` than last time takes a walk."""
+        """Tokens by which all together grow when each gets so long.
+
+        For another `final` than last time those between the two are walked.
+        """
         if final != self._final:
-            self._final, self._below = final, bisect_left(self._sorted, final)
-            self._sum = sum(self._sorted[: self._below])
+            self._final, below = final, bisect_left(self._sorted, final)
+            if below > self._below:
+                self._sum += sum(self._sorted[self._below : below])
+            else:
+                self._sum -= sum(self._sorted[below : self._below])
+            self._below = below
         return self._below * final - self._sum

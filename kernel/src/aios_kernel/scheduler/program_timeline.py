@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from aios_kernel.scheduler.program_pauses import Pauses
 from aios_kernel.scheduler.program_ranking import Ranking
 
-_ASKED = 32
+_ASKED = 8
 """Expected rests that are found anew at most at a time, beside those of new pauses; the others are a little old."""
 
 

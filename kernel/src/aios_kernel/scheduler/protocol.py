@@ -160,6 +160,9 @@ class Arrived(msgspec.Struct, frozen=True):
 
     task: int
     program: str
+    row: Task | None = None
+    """As the next view will show it, where it is at hand: thousands may come between two decisions, and what is done
+    about each of them here does not hold up a step."""
 
 
 class Computed(msgspec.Struct, frozen=True):

@@ -73,14 +73,14 @@ class Pool:
             deadline_s=call.deadline_s,
         )
         self.left[number] = call.answer
-        self.policy.observe(Arrived(number, self.tasks[number].program), self.now_s)
+        self.policy.observe(Arrived(number, self.tasks[number].program, self.tasks[number]), self.now_s)
         return number
 
     def switch(self, policy: Policy) -> None:
         """Another policy decides; it hears of the open tasks."""
         self.policy = policy
         for task in self.tasks.values():
-            policy.observe(Arrived(task.id, task.program), self.now_s)
+            policy.observe(Arrived(task.id, task.program, task), self.now_s)
 
     def run(self, most: int) -> None:
         """Step until everything has ended; `most` is how long that may take."""

@@ -70,10 +70,10 @@ class Roster:
             if not self._answers.waits(held):
                 self._announce(held)
 
-    def tell(self, event: Event) -> bool:
+    def tell(self, event: Event, now_s: float | None = None) -> bool:
         """Show the policy an event; False when it raised."""
         try:
-            self.policy.observe(event, time.monotonic())
+            self.policy.observe(event, time.monotonic() if now_s is None else now_s)
         except Exception:  # noqa: BLE001 - a policy may come from a plugin; its fault must not end the thread
             _log.exception("the policy %s failed on %s", self.policy.name, event)
             return False
@@ -123,7 +123,7 @@ class Roster:
 
     def _announce(self, held: Held) -> None:
         generation = held.generation
-        if not self.tell(Arrived(generation.id, generation.order.program)):
+        if not self.tell(Arrived(generation.id, generation.order.program, self.board.row(generation.id))):
             self.fail([held], errors.InternalError(f"the policy {self.policy.name} failed; see the kernel's log"))
 
 

@@ -184,10 +184,11 @@ class Stepper:
                 self._show(held, output)
 
     def _accept_all(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:
+        now = time.monotonic()
         for held, output in zip(members, outputs, strict=True):
-            self._accept(held, output)
+            self._accept(held, output, now)
 
-    def _accept(self, held: Held, output: StepOutput) -> None:
+    def _accept(self, held: Held, output: StepOutput, now_s: float) -> None:
         generation = held.generation
         emitted = int(output.token is not None)
         self.tokens_computed += output.computed
@@ -196,7 +197,7 @@ class Stepper:
         generation.cached = output.context.cached  # grows while others compute the same prefix
         if output.prompt:
             generation.note_prompt(output.prompt)
-        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted))
+        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted), now_s)
         if output.error is not None:
             self._fail(held, output)
         elif emitted:

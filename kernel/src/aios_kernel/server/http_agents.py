@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aios_kernel import errors
 from aios_kernel.calls import Reply
 from aios_kernel.kernel import Kernel
+from aios_kernel.process import NAMELESS
 from aios_kernel.syscalls import (
     AgentExit,
     AgentSpawn,
@@ -26,9 +27,6 @@ from aios_kernel.syscalls import (
 
 _IDLE_S = 300.0
 """HTTP has no end of a run: an agent that has not called for so long is taken to have finished."""
-
-NAMELESS = "http"
-"""The agent of requests that name none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from aios_kernel.openai_wire.openapi import (
     PROGRAM_HEADER,
     PROGRAM_PATTERN,
 )
-from aios_kernel.server.http_agents import NAMELESS, Caller
+from aios_kernel.process import NAMELESS
+from aios_kernel.server.http_agents import Caller
 from aios_kernel.server.http_replies import refusal
 from aios_kernel.server.unix import Doorman
 from aios_kernel.syscalls import Priority

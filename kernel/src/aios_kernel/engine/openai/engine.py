@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from aios_kernel.engine.openai.context import RemoteContext
+from aios_kernel.engine.openai.context import RemoteContext, Request
 from aios_kernel.engine.openai.hints import hint_fields, hint_headers
-from aios_kernel.engine.openai.server import Arrive
 from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.engine.openai.tokens import WINDOW, Prompt
 from aios_kernel.engine.openai.wire import request_body
 from aios_kernel.engine.protocol import Caller, Capabilities, Grammar, KvExhausted, SamplingParams, StepOutput
-from aios_kernel.errors import AiosError, SnapshotError, Unsupported
+from aios_kernel.errors import AiosError, EngineUnavailable, SnapshotError, Unsupported
+from aios_kernel.process import NAMELESS
 from aios_kernel.scheduler.settings import ServerHints
+from aios_kernel.syscalls import LlmChat, Replica
 
 _WAIT_S = 0.01
 """How long a step waits for something to arrive: orders to the dispatcher wait as long."""
 _SLACK = WINDOW // 2
 """Tokens that are free but in no slot: what a policy keeps back for growth is not to cost a slot."""
+_MOVES = 2
+"""Servers that one call may take down, or find down, before it ends: a call that kills them is not passed to all."""
 _NOBODY = Caller("", "", "", "normal")
 
 
@@ -104,13 +108,16 @@ class OpenAIEngine:
             raise ValueError("the openai engine opens calls, not tokens")
         if len(self._live) >= self.capabilities.max_batch:
             raise KvExhausted("all slots are taken")
-        server, call, headers = self._servers.of(caller.family), tokens.call, hint_headers(self._hints, caller)
-        body = request_body(call, self._model, sampling.seed) | hint_fields(self._hints, caller, call, salt)
-
-        def ask(body: dict[str, Any], arrive: Arrive) -> Callable[[], object]:
-            return server.ask(body, arrive, headers)
-
-        context = RemoteContext(tokens, server, ask, body, self._hints.slice_tokens)
+        call, hints, servers = tokens.call, self._hints, self._servers
+        caller = replace(caller, family=_family(caller, call))
+        body = request_body(call, self._model, sampling.seed) | hint_fields(hints, caller, call, salt)
+        context = RemoteContext(
+            tokens,
+            Request(body, hint_headers(hints, caller), caller.family),
+            servers.of(caller.family, len(tokens)),
+            slice_tokens=hints.slice_tokens,
+            several=servers.several,
+        )
         context.ask(self._news)
         self._take_in(context)
         return context
@@ -123,11 +130,13 @@ class OpenAIEngine:
         """Hand on what has arrived, all of it as one token a context; wait a moment if there is nothing."""
         self._news.clear()
         for context, _ in plan:
+            if not context.server.health.up and context.is_open:
+                self._rescue(context)
             if not context.asking and not context.arrived:
                 context.ask(self._news)
         if not any(context.arrived for context, _ in plan):
             self._news.wait(_WAIT_S)
-        return [_output(context) for context, _ in plan]
+        return [self._output(context) for context, _ in plan]
 
     def fork(
         self,
@@ -154,8 +163,11 @@ class OpenAIEngine:
             raise SnapshotError(f"a snapshot of {snapshot.fingerprint} cannot continue on {self.fingerprint}")
         if len(self._live) >= self.capabilities.max_batch:
             raise KvExhausted("all slots are taken")
-        self._take_in(snapshot.context)
-        return snapshot.context
+        context = snapshot.context
+        if not context.asking:  # its family may have moved meanwhile
+            context.server = self._servers.of(context.family, len(context.tokens))
+        self._take_in(context)
+        return context
 
     def release(self, context: RemoteContext) -> None:
         """Close the request if it is still open."""
@@ -179,6 +191,65 @@ class OpenAIEngine:
         self._live.clear()
         self._servers.close()
 
+    def forget(self, program: str) -> None:
+        """Its replica has room for another one."""
+        self._servers.forget(program)
+
+    def homes(self) -> Mapping[str, str]:
+        """Where programs are; see `ForCallers`."""
+        return self._servers.homes() if self._servers.several else {}
+
+    def replicas(self) -> Sequence[Replica]:
+        """See `ForCallers`."""
+        return self._servers.replicas() if self._servers.several else ()
+
+    def _output(self, context: RemoteContext) -> StepOutput:
+        taken = context.take()
+        if isinstance(taken, EngineUnavailable) and self._servers.several:
+            if self._move(context):
+                return StepOutput(context, 0)
+            taken = self._lost(context, taken)
+        if taken is None:
+            return StepOutput(context, 0)
+        if isinstance(taken, AiosError):
+            return StepOutput(context, 0, error=taken.message, failure=taken)
+        computed, context.computed = context.pending, len(context.tokens)
+        context.tokens.append(taken)
+        return StepOutput(context, computed, token=taken)
+
+    def _rescue(self, context: RemoteContext) -> None:
+        """Its server is down: another one takes over, or it ends. Where there is no other, it may still be answered."""
+        if not self._move(context) and not context.can_move and self._servers.is_up(but=context.server):
+            context.fail(EngineUnavailable(f"the model server at {context.server.url} is down"))
+
+    def _move(self, context: RemoteContext) -> bool:
+        """Have another server take over from one that failed; whether one could."""
+        if not context.can_move or context.moves >= _MOVES:
+            return False
+        server = self._servers.another(context.family, context.server)
+        if server is None:
+            return False
+        if context in self._live:
+            self._servers.ended(context.server)
+            self._servers.opened(server)
+        context.move(server)
+        return True
+
+    def _lost(self, context: RemoteContext, error: EngineUnavailable) -> EngineUnavailable:
+        """The error of an answer that no other server gives."""
+        others = self._servers.is_up(but=context.server)
+        if not context.can_move:
+            why = "part of the answer has been handed on, and another replica would give another one"
+        elif others:
+            why = f"{context.moves + 1} replicas failed on it"
+        else:
+            why = "no other replica is up"
+        return EngineUnavailable(
+            f"{error.message} ({why})",
+            retry_after_s=0.0 if others else 1.0,
+            fix="ask again: the program has moved" if others else "start a replica; it is taken back when it answers",
+        )
+
     def _take_in(self, context: RemoteContext) -> None:
         self._live.add(context)
         self._servers.opened(context.server)
@@ -192,12 +263,13 @@ class OpenAIEngine:
         raise Unsupported(f"the openai engine has no {what}", fix="serve it by the torch engine: aios serve PATH")
 
 
-def _output(context: RemoteContext) -> StepOutput:
-    taken = context.take()
-    if taken is None:
-        return StepOutput(context, 0)
-    if isinstance(taken, AiosError):
-        return StepOutput(context, 0, error=taken.message, failure=taken)
-    computed, context.computed = context.pending, len(context.tokens)
-    context.tokens.append(taken)
-    return StepOutput(context, computed, token=taken)
+def _family(caller: Caller, call: LlmChat) -> str:
+    """Whose KV a call goes on from: its program's, or that of its conversation where nobody says whose it is."""
+    if caller.agent != NAMELESS:
+        return caller.family
+    beginning = hashlib.blake2b(digest_size=8)
+    for message in call.messages:
+        beginning.update(f"{message.role}\0{message.content}\0".encode(errors="surrogatepass"))
+        if message.role == "user":
+            break
+    return f"{caller.family}/{beginning.hexdigest()}"

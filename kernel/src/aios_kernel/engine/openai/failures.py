@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from aios_kernel import errors
-from aios_kernel.engine.openai.wire import message_of
+from aios_kernel.engine.openai.wire import is_too_long, message_of
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes, url: str) -> errors.AiosError:
@@ -21,7 +21,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, url: str) -> e
         return errors.EngineError(said, fix="set AIOS_API_KEY to a key of that server, and restart the kernel")
     if status == 404:
         return errors.UnknownModel(said, fix=f"check base_url and the model's name: curl {url}/models")
-    if b"context_length_exceeded" in body or status == 413:
+    if status == 413 or (status in {400, 422, 500} and is_too_long(body.decode(errors="replace"))):
         return errors.ContextTooLong(said, fix="shorten the conversation")
     if 400 <= status < 500:
         return errors.InvalidRequest(said, fix="the server may lack a feature that the call asks for")

@@ -7,9 +7,10 @@ import logging
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.engine.openai.codec import RemoteCodec
 from aios_kernel.engine.openai.engine import OpenAIEngine
+from aios_kernel.engine.openai.health import Watch
 from aios_kernel.engine.openai.server import ModelServer, Patience
 from aios_kernel.engine.openai.servers import Servers
-from aios_kernel.errors import ConfigError, UnknownModel
+from aios_kernel.errors import ConfigError, EngineUnavailable, UnknownModel
 from aios_kernel.scheduler.settings import ServerHints
 
 _log = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ def openai_model(
     slots: int = 64,
     patience: Patience | None = None,
     hints: ServerHints | None = None,
+    watch: Watch | None = None,
 ) -> LoadedModel:
-    """Connect to an OpenAI-compatible server, or to several that serve the same model.
+    """Connect to an OpenAI-compatible server, or to several that serve the same model; of these one must be up.
 
     Args:
         name: of the model there; empty: the only one that it offers.
@@ -33,24 +35,38 @@ def openai_model(
         slots: calls that are open there at once; the policy decides whose.
         patience: how long to wait for the server.
         hints: what the server is told beside the calls; None: nothing.
+        watch: how closely several servers are watched.
 
     Raises:
         ConfigError: `base_url` is missing or no URL.
-        EngineUnavailable: the server does not answer.
+        EngineUnavailable: the server does not answer, or none of them does.
         EngineError: it refuses the key.
         UnknownModel: no name is given, and it offers not exactly one model.
     """
     urls = [url.strip() for url in base_url.split(",") if url.strip()]
     if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
         raise ConfigError(f'base_url is "{base_url}"', fix="aios serve openai:NAME --base-url http://127.0.0.1:8000/v1")
-    servers = Servers([ModelServer(url, api_key, patience) for url in dict.fromkeys(urls)])
+    servers = Servers([ModelServer(url, api_key, patience, watch) for url in dict.fromkeys(urls)])
     try:
-        for server in servers.all:
-            name = _checked(name, server)
+        name = _found(name, servers)
     except BaseException:
         servers.close()
         raise
     return LoadedModel(name, OpenAIEngine(servers, name, slots=slots, hints=hints), RemoteCodec())
+
+
+def _found(name: str, servers: Servers) -> str:
+    """The model's name at those that answer; those that do not will be asked again by their watch."""
+    missing: list[EngineUnavailable] = []
+    for server in servers.all:
+        try:
+            name = _checked(name, server)
+        except EngineUnavailable as error:
+            _log.warning("%s", error.message)
+            missing.append(error)
+    if len(missing) == len(servers.all):
+        raise missing[0]
+    return name
 
 
 def _checked(name: str, server: ModelServer) -> str:

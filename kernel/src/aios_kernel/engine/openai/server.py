@@ -13,6 +13,7 @@ import msgspec
 
 from aios_kernel import errors
 from aios_kernel.engine.openai.failures import broken, refused
+from aios_kernel.engine.openai.health import Health, Watch
 from aios_kernel.engine.openai.tokens import Piece
 from aios_kernel.engine.openai.wire import ReplyReader
 
@@ -39,9 +40,15 @@ class ModelServer:
         base_url: such as `http://127.0.0.1:8000/v1`.
         api_key: sent as a bearer token; empty: none.
         patience: how long to wait.
+        watch: how closely it is watched, once `watch` says so.
+
+    Attributes:
+        health: whether it answers.
     """
 
-    def __init__(self, base_url: str, api_key: str = "", patience: Patience | None = None) -> None:
+    def __init__(
+        self, base_url: str, api_key: str = "", patience: Patience | None = None, watch: Watch | None = None
+    ) -> None:
         self.url = base_url.rstrip("/")
         patience = patience or Patience()
         self._list_timeout_s = min(_LIST_S, patience.silence_s)
@@ -52,6 +59,7 @@ class ModelServer:
             timeout=timeout,
             limits=httpx.Limits(max_connections=None),  # the engine admits no more than its slots
         )
+        self.health = Health(self.url, self._look, watch)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="aios-openai", daemon=True)
         self._thread.start()
@@ -70,6 +78,10 @@ class ModelServer:
     ) -> Callable[[], object]:
         """Send a streamed request; gives a function that closes it, after which next to nothing arrives any more."""
         return asyncio.run_coroutine_threadsafe(self._answer(body, arrive, headers), self._loop).cancel
+
+    def watch(self) -> None:
+        """From now on `health` says whether it is up; without that it counts as up."""
+        asyncio.run_coroutine_threadsafe(self.health.run(), self._loop)
 
     def close(self) -> None:
         """Close what is open and end the thread; blocks for a moment. May be called again."""
@@ -100,9 +112,34 @@ class ModelServer:
             async with self._client.stream("POST", "chat/completions", json=body, headers=headers) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, response.headers, await _start_of(response), self.url)
-                await _read(response, arrive)
+                await self._read(response, arrive)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises ends this answer only
-            arrive(broken(error, self.url))
+            failure = broken(error, self.url)
+            if isinstance(error, httpx.ConnectError):
+                self.health.refused(str(error))
+            elif isinstance(failure, errors.EngineUnavailable):
+                self.health.doubt()
+            arrive(failure)
+
+    async def _read(self, response: httpx.Response, arrive: Arrive) -> None:
+        """Server-sent events up to the end mark."""
+        reader = ReplyReader()
+        async for line in response.aiter_lines():
+            self.health.heard()
+            kind, _, data = line.partition(":")
+            if kind not in {"data", "error"}:
+                continue  # comments that keep the connection alive, names of events, blank lines
+            if data.strip() == "[DONE]":
+                break
+            event = _decoded(data)
+            text = reader.chunk(event if kind == "data" else {"error": event})  # llama-server's way to fail
+            if text:
+                arrive(Piece.of(text))
+        arrive(reader.end())
+
+    async def _look(self, timeout_s: float) -> int:
+        response = await self._client.get("models", timeout=timeout_s)
+        return response.status_code
 
     async def _close(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -110,21 +147,6 @@ class ModelServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
-
-
-async def _read(response: httpx.Response, arrive: Arrive) -> None:
-    """Server-sent events up to the end mark."""
-    reader = ReplyReader()
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
-            continue  # comments that keep the connection alive, names of events, blank lines
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            break
-        text = reader.chunk(_decoded(data))
-        if text:
-            arrive(Piece.of(text))
-    arrive(reader.end())
 
 
 def _decoded(data: str) -> dict[str, Any]:

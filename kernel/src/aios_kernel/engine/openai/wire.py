@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from aios_kernel.engine.openai.tokens import Piece
-from aios_kernel.errors import EngineError
+from aios_kernel.errors import ContextTooLong, EngineError, EngineUnavailable
 from aios_kernel.syscalls import FinishReason, LlmChat, Message, Sampling, ToolCall, Usage
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
 """Finish reasons by their spelling; others, such as a content filter's, count as `stop`."""
+_GIVEN_UP = frozenset({"abort", "error"})
+"""Of an answer that its server gave up: vLLM and SGLang when a request is aborted or its engine dies."""
+_TOO_LONG = ("context_length_exceeded", "exceed_context_size", "maximum context length", "model's context length")
+"""How servers say it: OpenAI, llama-server, vLLM, SGLang."""
 _MODES = frozenset({"auto", "none", "required"})
 
 
@@ -91,14 +95,17 @@ class ReplyReader:
     """Puts the chunks of one streamed answer together. Tool calls are given when they are complete: at the end."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, _PartialCall] = {}
+        self._calls: list[_PartialCall] = []
+        self._at: dict[int, _PartialCall] = {}  # the call that an index stands for now
         self._reason: FinishReason | None = None
+        self._given_up = False
         self._usage: Usage | None = None
 
     def chunk(self, data: dict[str, Any]) -> str:
         """Take a chunk; give its text. Raises EngineError for an error in the middle, or what is no chunk."""
         if data.get("error"):
-            raise EngineError(f"the model server failed in the middle of an answer: {message_of(data)}")
+            said = f"the model server failed in the middle of an answer: {message_of(data)}"
+            raise ContextTooLong(said, fix="shorten the conversation") if is_too_long(str(data)) else EngineError(said)
         try:
             if data.get("usage"):
                 self._usage = _usage(data["usage"])
@@ -108,26 +115,37 @@ class ReplyReader:
             raise EngineError(f"the model server sent what is no chunk of a chat: {error!r}") from error
 
     def end(self) -> Piece:
-        """What is left when the stream has ended. Raises EngineError when it broke off."""
+        """What is left when the stream has ended. Raises EngineUnavailable when it broke off."""
         if self._reason is None:
-            raise EngineError("the model server's answer broke off before its end", fix="look into the server's log")
+            what = "was given up by it" if self._given_up else "broke off before its end"
+            raise EngineUnavailable(f"the model server's answer {what}", fix="look into the server's log")
         calls = tuple(
-            ToolCall(id=call.id or f"call_{index}", name=call.name, arguments="".join(call.arguments) or "{}")
-            for index, call in sorted(self._calls.items())
+            ToolCall(id=call.id or f"call_{number}", name=call.name, arguments="".join(call.arguments) or "{}")
+            for number, call in enumerate(self._calls)
         )
         return Piece.of(tool_calls=calls, end=self._reason, usage=self._usage)
 
     def _choice(self, choice: dict[str, Any]) -> str:
         delta = choice.get("delta") or {}
         for part in delta.get("tool_calls") or []:
-            call = self._calls.setdefault(int(part.get("index", 0)), _PartialCall())
             function = part.get("function") or {}
-            call.id = part.get("id") or call.id
-            call.name += function.get("name") or ""
+            call = self._call(int(part.get("index") or 0), part.get("id") or "", function.get("name") or "")
             call.arguments.append(function.get("arguments") or "")
-        if choice.get("finish_reason"):
-            self._reason = _REASONS.get(choice["finish_reason"], "stop")
+        reason = choice.get("finish_reason")
+        self._given_up = self._given_up or reason in _GIVEN_UP
+        if reason and not self._given_up:
+            self._reason = _REASONS.get(reason, "stop")
         return delta.get("content") or ""
+
+    def _call(self, index: int, number: str, name: str) -> _PartialCall:
+        """The call that a part belongs to. Some servers (Ollama) give all of them index 0, but ids of their own."""
+        call = self._at.get(index)
+        if call is None or (name and call.name and number and number != call.id):
+            call = self._at[index] = _PartialCall()
+            self._calls.append(call)
+        call.id = call.id or number
+        call.name += name
+        return call
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
@@ -137,6 +155,11 @@ def _usage(usage: dict[str, Any]) -> Usage:
         cached_tokens=int(details.get("cached_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
     )
+
+
+def is_too_long(said: str) -> bool:
+    """Whether an error says that the prompt does not fit the model's window."""
+    return any(words in said for words in _TOO_LONG)
 
 
 def message_of(body: object) -> str:
