@@ -131,6 +131,7 @@ def _pack_decoding(works: Sequence[Work], last: DecodingRows) -> Batch:
         rows=_first(len(rows)),
         emitting=rows,
         scoring=[],
+        works=rows,
     )
 
 
