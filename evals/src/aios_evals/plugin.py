@@ -237,7 +237,7 @@ def overhead(
     from aios_evals import report
     from aios_evals.overhead_bench.run import DTYPES, PATHS, run
 
-    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, rounds=60 if full else 15)
+    rows = run(_known(path, PATHS), _known(dtype, DTYPES), batch, rounds=60 if full else 12)
     report.emit("overhead", rows, json=json)
 
 

@@ -44,7 +44,7 @@ def run(
     paths: Sequence[str] = PATHS,
     dtypes: Sequence[str] = DTYPES,
     batch: int = 32,
-    rounds: int = 15,
+    rounds: int = 12,
     model: Any = None,
     *,
     compile: bool = True,
