@@ -188,6 +188,7 @@ def moved(watcher: Watcher, before: dict[str, str], dead: str) -> int:
     """How many agents stayed, once none is at the dead replica any more. To move without need is an error."""
     after = dict(before)
     while dead in after.values():
+        time.sleep(0.02)
         now = watcher.homes()
         after |= now
         after = {name: home for name, home in after.items() if name in now or home != dead}  # it had ended before
