@@ -21,7 +21,8 @@ import msgspec
 
 from aios_adapters._kernel import KernelLink
 from aios_adapters._options import AgentOptions
-from aios_adapters._sync import in_thread, run_with_limit
+from aios_adapters._sync import in_thread
+from aios_adapters._tool_run import ToolRun
 from aios_kernel import errors
 from aios_kernel.client import Client, Connection
 from aios_kernel.syscalls import (
@@ -272,12 +273,28 @@ class Scope:
         `arguments` is the JSON text of the call. Raises AccessDenied when the kernel refuses, ToolTimeout when the
         grant's time has passed (the tool's thread cannot be killed and is abandoned), else what `run` raises.
         """
-        grant = self.call(ToolBegin(name=name, arguments=arguments, call_id=call_id), ToolGrant)
+        begin = ToolBegin(name=name, arguments=arguments, call_id=call_id)
+        if self.passthrough:  # in the thread where it would run without us
+            return self._run_here(self.call(begin, ToolGrant), run)
+        self._ensure_spawned()
+        job = ToolRun(run)
+        cancel = self._link.client().start(begin, job.answered, program=self.program)
         try:
-            if self.passthrough:  # in the thread where it would run without us
-                result = run()
+            result = job.wait(lambda limit_s: _timed_out(name, self.agent, limit_s))
+        except BaseException as error:
+            job.drop()
+            if job.grant is None:
+                cancel()
             else:
-                result = run_with_limit(run, grant.timeout_s, _timed_out(name, self.agent, grant.timeout_s))
+                self._tool_failed(job.grant, error)
+            raise
+        assert job.grant is not None
+        self._post(ToolEnd(grant=job.grant.grant, result_bytes=_size(result)))
+        return result
+
+    def _run_here(self, grant: ToolGrant, run: Callable[[], T]) -> T:
+        try:
+            result = run()
         except BaseException as error:
             self._tool_failed(grant, error)
             raise

@@ -1,4 +1,4 @@
-"""Running a blocking function under a time limit."""
+"""Running blocking functions in other threads."""
 
 from __future__ import annotations
 
@@ -14,22 +14,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _MOST_IDLE = 8
-
-
-def run_with_limit(run: Callable[[], T], limit_s: float, timed_out: BaseException) -> T:
-    """Run `run` in another thread, in a copy of this context, and raise `timed_out` after `limit_s` seconds.
-
-    A thread cannot be killed: one that hangs is abandoned (a daemon, so that it does not keep the program alive).
-    """
-    job = Job(run)
-    _workers.start(job)
-    try:
-        result, error = job.outcome.get(timeout=limit_s)
-    except queue.Empty:
-        raise timed_out from None
-    if error is not None:
-        raise error
-    return result
 
 
 class Job:
@@ -96,6 +80,11 @@ class Workers:
 
 
 _workers = Workers()
+
+
+def start(job: Job) -> None:
+    """Run a job in a waiting thread, or a new one (a daemon: one that hangs does not keep the program alive)."""
+    _workers.start(job)
 
 
 async def in_thread(run: Callable[[], T]) -> T:

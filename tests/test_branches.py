@@ -125,8 +125,10 @@ async def test_killing_a_branch_ends_the_branches_below_it(fake_kernel: KernelHa
                 fake_kernel.wait_for, lambda: any(row.state == "running" for row in fake_kernel.ps())
             )
             branch.kill()
-        states = {row.agent: row.state for row in fake_kernel.ps()}
-        assert states["searcher/inner/leaf"] == "finished"
+        assert await asyncio.to_thread(
+            fake_kernel.wait_for,
+            lambda: {row.agent: row.state for row in fake_kernel.ps()}["searcher/inner/leaf"] == "finished",
+        )
 
     await search()
 

@@ -266,7 +266,13 @@ def test_tools_run_under_a_grant(fake_kernel: KernelHandle) -> None:
     assert any(span.syscall == "tool.run" and span.detail == "add" for span in fake_kernel.spans())
 
 
-def test_a_tool_that_raises_and_a_tool_that_hangs(fake_kernel: KernelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that gives tools a third of a second instead of minutes; to be asked for before `fake_kernel`."""
+    monkeypatch.setenv("AIOS_TOOL_TIMEOUT_S", "0.3")
+
+
+def test_a_tool_that_raises_and_a_tool_that_hangs(short_limit: None, fake_kernel: KernelHandle) -> None:
     hang = threading.Event()
 
     def broken() -> None:
@@ -278,8 +284,6 @@ def test_a_tool_that_raises_and_a_tool_that_hangs(fake_kernel: KernelHandle, mon
         assert scope is not None
         with pytest.raises(ValueError, match="no such row"):
             scope.run_tool("broken", "{}", broken)
-        # The kernel grants what the tool asked for; half a second instead of minutes.
-        monkeypatch.setattr(type(scope), "call", _short_grants(type(scope).call))
         with pytest.raises(errors.ToolTimeout) as caught:
             scope.run_tool("hanging", "{}", hang.wait)
         assert caught.value.agent == "alice"
@@ -289,18 +293,6 @@ def test_a_tool_that_raises_and_a_tool_that_hangs(fake_kernel: KernelHandle, mon
     assert fake_kernel.wait_for(
         lambda: [s.outcome for s in fake_kernel.spans() if s.syscall == "tool.run"] == ["tool"] * 2
     )
-
-
-def _short_grants(original: object) -> object:
-    import msgspec
-
-    from aios_kernel.syscalls import ToolGrant
-
-    def call(self: object, *args: object, **kwargs: object) -> object:
-        result = original(self, *args, **kwargs)  # type: ignore[operator]
-        return msgspec.structs.replace(result, timeout_s=0.3) if isinstance(result, ToolGrant) else result
-
-    return call
 
 
 def test_no_kernel_to_join_is_a_clear_error(tmp_path: object) -> None:

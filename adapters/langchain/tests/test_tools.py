@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 import aios_adapters as aios
 from aios_adapters import host
-from aios_adapters._scope import Scope
 from aios_adapters.hookspecs import hookimpl
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
 from aios_kernel.syscalls import LlmChat
+from aios_kernel.tools.grants import ToolGrants
 
 
 @tool
@@ -58,18 +58,14 @@ def begun(kernel: KernelHandle) -> int:
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses tools called "add": what an access rule will do."""
-    real = Scope.call
+    real = ToolGrants.begin
 
-    def guarded(self: Scope, syscall: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(syscall, "name", "") == "add":
-            raise errors.AccessDenied('the tool "add" is not allowed', agent=self.agent, syscall="tool.begin")
-        return real(self, syscall, *args, **kwargs)
+    def guarded(self: ToolGrants, program: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+        if call.name == "add":
+            raise errors.AccessDenied('the tool "add" is not allowed')
+        return real(self, program, call, *args, **kwargs)
 
-    async def aguarded(self: Scope, syscall: Any, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(guarded, self, syscall, *args, **kwargs)
-
-    monkeypatch.setattr(Scope, "call", guarded)
-    monkeypatch.setattr(Scope, "acall", aguarded)
+    monkeypatch.setattr(ToolGrants, "begin", guarded)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from aios_kernel.errors import AccessDenied, AiosError, ToolError, ToolTimeout
 
 _MOST_CHARACTERS = 500_000
 """Arguments are shown to the kernel, not sent through it: longer ones are cut."""
+_encoder = json.JSONEncoder(default=str, allow_nan=False, ensure_ascii=False)
 
 
 class ToolDenied(AccessDenied, ToolException):
@@ -39,13 +40,23 @@ class ToolOverdue(ToolTimeout, ToolException):
 class _Call:
     """One call of a tool, from `run` to `_run`."""
 
-    __slots__ = ("arguments", "id", "refusal", "tool")
+    __slots__ = ("given", "id", "refusal", "shown", "tool")
 
     def __init__(self, tool: BaseTool, tool_input: Any, id: str | None) -> None:
         self.tool = tool
-        self.arguments = _arguments(tool, tool_input)
+        self.given = tool_input
+        self.shown: dict[str, Any] | None = None
+        """The arguments without what LangGraph injects, once LangChain has told them apart."""
         self.id = id
         self.refusal: AiosError | None = None
+
+    def arguments(self) -> str:
+        """The call's arguments as JSON; a bare text under LangChain's name for it."""
+        return _json_of(self._shown() if isinstance(self.given, dict) else {"__arg1": self.given})
+
+    def _shown(self) -> Any:
+        tool: Any = self.tool
+        return tool._filter_injected_args(self.given) if self.shown is None else self.shown
 
     def refused(self, error: AiosError) -> AiosError:
         """The kernel's refusal as LangChain's tool error."""
@@ -66,7 +77,13 @@ _on: ContextVar[_Call | None] = ContextVar("aios_langchain_tool", default=None)
 
 def install(patcher: Patcher) -> None:
     """Hook the tools' outer and inner methods."""
-    wrappers = {"run": _run_outer, "arun": _arun_outer, "_run": _run_inner, "_arun": _arun_inner}
+    wrappers = {
+        "run": _run_outer,
+        "arun": _arun_outer,
+        "_run": _run_inner,
+        "_arun": _arun_inner,
+        "_filter_injected_args": _filter,
+    }
     patcher.leaves(BaseTool, wrappers, late="__pydantic_init_subclass__")
 
 
@@ -96,6 +113,15 @@ async def _arun_outer(
         _on.reset(token)
 
 
+def _filter(scope: Scope, original: Callable[..., Any], tool: BaseTool, /, *args: Any, **kwargs: Any) -> Any:
+    """Keep what LangChain finds out about the arguments: doing it again would cost more than asking the kernel."""
+    shown = original(tool, *args, **kwargs)
+    call = _on.get()
+    if call is not None and call.tool is tool:
+        call.shown = shown
+    return shown
+
+
 def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, /, *args: Any, **kwargs: Any) -> Any:
     call = _on.get()
     if call is None or call.tool is not tool:  # the second half of a call that has its grant, or no call at all
@@ -111,7 +137,7 @@ def _run_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool, /, *a
 
     token = _on.set(None)
     try:
-        return caller(scope).run_tool(tool.name, call.arguments, run, call_id=call.id)
+        return caller(scope).run_tool(tool.name, call.arguments(), run, call_id=call.id)
     except (AccessDenied, ToolError) as error:
         if error in own:
             raise
@@ -135,7 +161,7 @@ async def _arun_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool
 
     token = _on.set(None)
     try:
-        return await caller(scope).arun_tool(tool.name, call.arguments, run, call_id=call.id)
+        return await caller(scope).arun_tool(tool.name, call.arguments(), run, call_id=call.id)
     except (AccessDenied, ToolError) as error:
         if error in own:
             raise
@@ -144,11 +170,9 @@ async def _arun_inner(scope: Scope, original: Callable[..., Any], tool: BaseTool
         _on.reset(token)
 
 
-def _arguments(tool: Any, tool_input: Any) -> str:
-    """The call's arguments as JSON, without what LangGraph injects; a bare text under LangChain's name for it."""
-    shown = tool._filter_injected_args(tool_input) if isinstance(tool_input, dict) else {"__arg1": tool_input}
+def _json_of(shown: Any) -> str:
     try:
-        text = json.dumps(shown, default=str, allow_nan=False, ensure_ascii=False)
+        text = _encoder.encode(shown)
         text.encode()
     except (TypeError, ValueError):  # odd keys, cycles, NaN, half a surrogate: the tool may take them all the same
         text = ""

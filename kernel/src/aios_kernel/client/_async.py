@@ -18,11 +18,18 @@ class AsyncClient:
 
     async def call(self, call: Syscall, *, program: str | None = None, timeout_s: float | None = None) -> Result:
         """Run a syscall to its end; raises the AiosError that it failed with."""
-        async with aclosing(self._frames(call, program, timeout_s)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Done):
-                    return frame.result
-        raise AssertionError("a request ended without an end frame")
+        inbox = _Inbox(asyncio.get_running_loop())
+        number = self.connection.submit(call, inbox, program=program, timeout_s=timeout_s)
+        try:
+            while isinstance(frame := await inbox.get(), Delta):
+                pass
+        except BaseException:
+            self.connection.cancel(number)
+            raise
+        if isinstance(frame, Failed):
+            raise raised(frame)
+        assert isinstance(frame, Done)
+        return frame.result
 
     async def stream(
         self, call: LlmChat, *, program: str | None = None, timeout_s: float | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from aios_kernel.client._connection import Connection, raised
+from aios_kernel.errors import AiosError
 from aios_kernel.syscalls import Delta, Done, Failed, KernelFrame, LlmChat, LlmDelta, LlmResult, Result, Syscall
 
 
@@ -18,11 +20,18 @@ class Client:
 
     def call(self, call: Syscall, *, program: str | None = None, timeout_s: float | None = None) -> Result:
         """Run a syscall to its end; raises the AiosError that it failed with."""
-        with contextlib.closing(self._frames(call, program, timeout_s)) as frames:
-            for frame in frames:
-                if isinstance(frame, Done):
-                    return frame.result
-        raise AssertionError("a request ended without an end frame")
+        inbox = _Inbox()
+        number = self.connection.submit(call, inbox, program=program, timeout_s=timeout_s)
+        try:
+            while isinstance(frame := inbox.get(), Delta):
+                pass
+        except BaseException:
+            self.connection.cancel(number)
+            raise
+        if isinstance(frame, Failed):
+            raise raised(frame)
+        assert isinstance(frame, Done)
+        return frame.result
 
     def stream(
         self, call: LlmChat, *, program: str | None = None, timeout_s: float | None = None
@@ -38,6 +47,16 @@ class Client:
     def post(self, call: Syscall, *, program: str | None = None) -> None:
         """Send a syscall and do not wait for its end (its error, if any, is in the kernel's trace)."""
         self.connection.submit(call, _Nowhere(), program=program, timeout_s=None)
+
+    def start(
+        self, call: Syscall, then: Callable[[Result | AiosError], None], *, program: str | None = None
+    ) -> Callable[[], None]:
+        """Send a syscall and do not wait; gives what cancels it.
+
+        `then` is called once with its result or its error, by the thread that reads from the kernel: it must not block.
+        """
+        number = self.connection.submit(call, _Then(then), program=program, timeout_s=None)
+        return functools.partial(self.connection.cancel, number)
 
     def _frames(self, call: Syscall, program: str | None, timeout_s: float | None) -> Generator[KernelFrame]:
         inbox = _Inbox()
@@ -66,6 +85,19 @@ class _Inbox:
 
     def get(self) -> KernelFrame:
         return self._queue.get()
+
+
+class _Then:
+    """A sink that tells how a request ended."""
+
+    def __init__(self, then: Callable[[Result | AiosError], None]) -> None:
+        self._then = then
+
+    def put(self, frame: KernelFrame) -> None:
+        if isinstance(frame, Done):
+            self._then(frame.result)
+        elif isinstance(frame, Failed):
+            self._then(raised(frame))
 
 
 class _Nowhere:

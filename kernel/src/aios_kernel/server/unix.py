@@ -113,6 +113,7 @@ class Door(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
+        self._taking = False
         self._written = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,11 +132,16 @@ class Door(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Frames have arrived."""
+        self._taking = True
         try:
             for frame in self._reader.feed(data):
                 self._take(frame)
         except errors.AiosError as error:
             self._refuse(error)
+        finally:
+            self._taking = False
+        # What was answered at once leaves at once: a turn of the loop later the engine's thread may have the processor.
+        self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: free what it held."""
@@ -213,14 +219,14 @@ class Door(asyncio.Protocol):
         self._send(Welcome(version=ABI_VERSION, principal=principal, pid=os.getpid()))
 
     def _send(self, frame: KernelFrame) -> None:
-        """Queue a frame; all frames of one turn of the loop leave in one write."""
+        """Queue a frame; all frames of one turn of the loop, or of what has arrived at once, leave in one write."""
         if self._transport is None or self._transport.is_closing():
             return
         try:
             data = frames.encode(frame)
         except errors.ProtocolError as error:
             data = frames.encode(failed(getattr(frame, "id", 0), error))
-        if not self._out:
+        if not self._out and not self._taking:
             self._kernel.loop.call_soon(self._flush)
         self._out.append(data)
 
