@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/scheduling.md")
+DOCUMENTS = ("README.md", "docs/scheduling.md", "docs/loras.md")
 RESULTS = ROOT / "docs" / "benchmarks"
 PART = re.compile(
     r"(<!-- figures: (\w+), written by scripts/render_figures.py -->\n).*?(<!-- end of figures -->)", re.DOTALL
@@ -143,6 +143,29 @@ def _contention(result: Mapping[str, Any]) -> str:
     return f"{_table(head, cells)}\n{_where(result)}.\n"
 
 
+def _lora(result: Mapping[str, Any]) -> str:
+    """Throughput with adapters over that without, of pairs of runs."""
+    names = {"torch": "ours", "peft": "PEFT"}
+    cells = [
+        (names[row["engine"]], row["dtype"], row["loras"], row["registered"], row["rank"],
+         f"{row['tokens_per_cpu_s']:,.0f}", f"{row['ratio_to_base']:.2f}x", f"{row['time_ratio']:.2f}x",
+         "" if row["step_ratio"] is None else f"{row['step_ratio']:.2f}x")
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = (
+        "engine",
+        "dtype",
+        "adapters in use",
+        "loaded",
+        "rank",
+        "tokens per CPU-second",
+        "over base",
+        "time",
+        "decode step",
+    )
+    return f"{_table(head, cells)}\n{_where(result)}.\n"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "overview": _overview,
     "schedule": lambda: _schedule(_load("schedule")),
@@ -151,6 +174,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "schedule_qwen": lambda: _schedule(_load("schedule-qwen")),
     "ablation": lambda: _schedule(_load("schedule-ablation")),
     "contention": lambda: _contention(_load("contention")),
+    "lora": lambda: _lora(_load("lora")),
 }
 
 

@@ -41,7 +41,7 @@ class Asked:
         active: ...and those of them that requests use, twice each.
         prompt: tokens of a prompt.
         new: tokens of an answer.
-        rounds: to measure.
+        rounds: to measure; the case of many and PEFT, which take longest, run fewer.
         compile: whether our engine compiles the model.
     """
 
@@ -60,14 +60,13 @@ class Asked:
 
     def task(self, engine: str, dtype: str, folder: Path) -> Task:
         """What an engine is to do. PEFT keeps all adapters in its layers and has no case of many."""
-        cases = [Case(loras, self.batch, self.batch) for loras in self.loras]
-        registered, rounds = max(1, *self.loras), self.rounds
+        rounds = self.rounds if engine == "torch" else max(1, self.rounds // 3)
+        cases = [Case(loras, self.batch, self.batch, rounds) for loras in self.loras]
+        registered = max(1, *self.loras)
         if engine == "torch" and self.active:
-            cases.append(Case(self.active, self.batch, 2 * self.active))
+            cases.append(Case(self.active, self.batch, 2 * self.active, max(1, rounds - 1)))
             registered = max(registered, self.registered)
-        if engine == "peft":
-            rounds = max(1, rounds // 2)
-        return Task(str(folder), dtype, self.rank, registered, cases, self.prompt, self.new, rounds, self.compile)
+        return Task(str(folder), dtype, self.rank, registered, cases, self.prompt, self.new, self.compile)
 
 
 def run(asked: Asked, models: Path) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:

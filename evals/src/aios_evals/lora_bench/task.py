@@ -17,11 +17,13 @@ class Case(msgspec.Struct, frozen=True):
         loras: different adapters that the requests have in turn; 0: none has one.
         batch: requests at once.
         requests: in all.
+        rounds: that count, each with and without adapters.
     """
 
     loras: int
     batch: int
     requests: int
+    rounds: int
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -32,10 +34,9 @@ class Task(msgspec.Struct, frozen=True):
         dtype: `float32` or `bfloat16`.
         rank: of the adapters.
         registered: adapters that are loaded.
-        cases: measured in turn in each round; each beside the same requests without adapters.
+        cases: measured in turn in each round; the first one once before, to warm up.
         prompt: tokens of a prompt.
         new: tokens of an answer.
-        rounds: counted ones; one more comes before.
         compile: whether our engine compiles the model.
     """
 
@@ -46,7 +47,6 @@ class Task(msgspec.Struct, frozen=True):
     cases: list[Case]
     prompt: int
     new: int
-    rounds: int
     compile: bool
 
     def prompts(self, case: Case, turn: int, vocab: int) -> list[list[int]]:

@@ -56,8 +56,10 @@ def _make(name: str, task: Task) -> Engine:
 
 def _do(task: Task, engine: Engine) -> Answer:
     load_s = _load(task, engine)
-    rounds = [_round(task, engine, case, turn) for turn in range(-1, task.rounds) for case in task.cases]
-    return Answer(rounds[len(task.cases) :], engine.versions, load_s)
+    _round(task, engine, task.cases[0], -1)
+    most = max(case.rounds for case in task.cases)
+    turns = [(turn, case) for turn in range(most) for case in task.cases if turn < case.rounds]
+    return Answer([_round(task, engine, case, turn) for turn, case in turns], engine.versions, load_s)
 
 
 def _load(task: Task, engine: Engine) -> float:

@@ -43,6 +43,7 @@ template <class T, bool ADAPTED, int R>
 void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *sums, const char *next, int64_t lines,
               Ahead<typename T::Number> *ahead) {
   const char *at = nullptr, *end = nullptr;
+  bool more = ADAPTED;
   Floats sum[R][2];
   for (int r = 0; r < R; r++)
     for (int half = 0; half < 2; half++) sum[r][half] = load(sums + r * PANEL + half * LANES);
@@ -52,10 +53,9 @@ void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *s
     std::memcpy(&high, panel + word * PANEL + LANES, sizeof high);
     if (word < lines) __builtin_prefetch(next + word * LINE, 0, 2);
     if (word + words < lines) __builtin_prefetch(next + (word + words) * LINE, 0, 2);
-    if (ADAPTED && (at < end || ahead->next(at, end))) {
+    if (ADAPTED && more && (at < end || (more = ahead->next(at, end)))) {
       __builtin_prefetch(at, 0, 2);
-      __builtin_prefetch(at + LINE, 0, 2);
-      at += 2 * LINE;
+      at += LINE;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
@@ -156,8 +156,7 @@ struct Chunk {
 
   void run(int64_t p, float *sums, float *gates) const {
     const int64_t size = call.words * PANEL;
-    if (p == 0) fetch(added, p);
-    if (p == 0) fetch(gate_added, p);
+    if (p == 0) fetch(added), fetch(gate_added);
     if (call.gate) pass(call.gate + p * size, call.weight + p * size, gates, gate_added, p, false);
     for (int64_t row = 0; row < n_rows; row++) {
       const char *o = (const char *)((typename T::Number *)call.out + (first + row) * call.width + p * PANEL);
@@ -168,25 +167,21 @@ struct Chunk {
     for (int64_t row = 0; row < n_rows; row++) finish(row, p, sums + row * PANEL, gates + row * PANEL);
   }
 
-  // Have the panel's part of the adapters fetched: it is wanted when the rows have passed.
-  void fetch(const Added *rows, int64_t p) const {
-    for (int64_t row = first; rows && row < first + n_rows; row++) {
-      const int64_t bytes = rows[row].rank * PANEL * sizeof(typename T::Number);
-      if (row > first && rows[row].b == rows[row - 1].b) continue;
-      for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)rows[row].b + p * bytes + at, 0, 2);
-    }
+  // Have what the adapters add to the first panel fetched.
+  void fetch(const Added *rows) const {
+    if (!rows) return;
+    Ahead<typename T::Number> wanted{rows + first, rows + first + n_rows, 0, PANEL, nullptr, -1, 0, 0};
+    for (const char *at, *end; wanted.next(at, end);)
+      for (; at < end; at += LINE) __builtin_prefetch(at, 0, 2);
   }
 
-  static Floats with(Floats x, const Added *rows, int64_t row, int64_t p, int at) {
-    return rows && rows[row].rank ? x + expanded<typename T::Number>(rows[row], p, PANEL, at) : x;
-  }
-
-  void finish(int64_t row, int64_t p, float *sums, const float *gates) const {
+  void finish(int64_t row, int64_t p, float *sums, float *gates) const {
+    if (added) expand<typename T::Number>(added[first + row], p, sums);
+    if (gate_added) expand<typename T::Number>(gate_added[first + row], p, gates);
     for (int at = 0; at < PANEL; at += LANES) {
       Floats x = load(sums + at);
       if (call.bias) x += load(call.bias + p * PANEL + at);
-      x = with(x, added, first + row, p, at);
-      if (call.gate) x *= activated(with(load(gates + at), gate_added, first + row, p, at), call.activation);
+      if (call.gate) x *= activated(load(gates + at), call.activation);
       save(sums + at, x);
     }
     const int64_t column = p * PANEL, count = call.width - column;

@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int RANKS = 4;  // ranks are padded to a multiple of it
-constexpr int TILE = 4;   // rows that are shrunk together
+constexpr int TILE = 3;   // rows that are shrunk together: with 8 ranks, what fits the registers
 
 struct Site {
   int64_t a, b, rank;  // where the matrices begin among the adapter's numbers; rank 0: the layer stays as it is
@@ -56,14 +56,22 @@ Floats widened_part(const Number *from, int64_t count) {
   return widened(numbers);
 }
 
-inline float total(Floats x) {
+// The sums of four vectors' lanes. Each is summed in the same order, whichever of the four it is.
+inline void totals(const Floats *sums, float scale, float *out) {
+  const Words low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high = low + LANES / 2;
+  const Words even = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}, odd = even + LANES / 4;
   const Words lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  for (int by = LANES / 2; by; by /= 2) x += __builtin_shuffle(x, (lanes + by) & (LANES - 1));
-  return x[0];
+  const Floats one = __builtin_shuffle(sums[0], sums[1], low) + __builtin_shuffle(sums[0], sums[1], high);
+  const Floats two = __builtin_shuffle(sums[2], sums[3], low) + __builtin_shuffle(sums[2], sums[3], high);
+  Floats all = __builtin_shuffle(one, two, even) + __builtin_shuffle(one, two, odd);
+  all += __builtin_shuffle(all, lanes ^ 2);
+  all += __builtin_shuffle(all, lanes ^ 1);
+  all = __builtin_shuffle(all, lanes << 2 & (LANES - 1)) * scale;
+  std::memcpy(out, &all, 4 * sizeof *out);
 }
 
-// R rows times K rows of A, `stride` numbers apart; `next` is what is read after A, to be fetched meanwhile.
-template <int R, int K, class Number>
+// R rows times K rows of A, `stride` numbers apart; `next` is what is read after A, to be fetched meanwhile or not.
+template <int R, int K, bool FETCH, class Number>
 void shrink(const Number *const *rows, int64_t inputs, const Number *a, int64_t stride, float scale, const Number *next,
             float *out, int64_t rank) {
   Floats sums[R][K] = {};
@@ -73,7 +81,7 @@ void shrink(const Number *const *rows, int64_t inputs, const Number *a, int64_t 
 #pragma GCC unroll 8
     for (int k = 0; k < K; k++) {
       const Floats numbers = widened(a + k * stride + i);
-      __builtin_prefetch(next + k * stride + i, 0, 2);
+      if (FETCH) __builtin_prefetch(next + k * stride + i, 0, 2);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) sums[r][k] += x[r] * numbers;
     }
@@ -82,7 +90,7 @@ void shrink(const Number *const *rows, int64_t inputs, const Number *a, int64_t 
   for (; i + LANES <= inputs; i += LANES) add(i, [](const Number *from) { return widened(from); });
   if (i < inputs) add(i, [&](const Number *from) { return widened_part(from, inputs - i); });
   for (int r = 0; r < R; r++)
-    for (int k = 0; k < K; k++) out[r * rank + k] = scale * total(sums[r][k]);
+    for (int k = 0; k < K; k += RANKS) totals(sums[r] + k, scale, out + r * rank + k);
 }
 
 // Each row's shrunk numbers for one layer.
@@ -131,19 +139,22 @@ class Shrunk {
         x[r] = rows + row * inputs;
         added[row] = Added{b, numbers + r * rank, rank};
       }
-      int64_t k = 0;
-      if (count == 1)
+      const auto tiles = [&](auto some, auto first) {
+        constexpr int R = some();
+        constexpr bool FETCH = first();
+        int64_t k = 0;
         for (; k + 2 * RANKS <= rank; k += 2 * RANKS)
-          shrink<1, 2 * RANKS>(x, inputs, a + k * stride, stride, scale, next + k * stride, numbers + k, rank);
-      for (; k < rank; k += RANKS) {
-        const auto part = [&](auto some) {
-          shrink<some(), RANKS>(x, inputs, a + k * stride, stride, scale, next + k * stride, numbers + k, rank);
-        };
-        if (count == 1) part(std::integral_constant<int, 1>{});
-        if (count == 2) part(std::integral_constant<int, 2>{});
-        if (count == 3) part(std::integral_constant<int, 3>{});
-        if (count == 4) part(std::integral_constant<int, 4>{});
-      }
+          shrink<R, 2 * RANKS, FETCH>(x, inputs, a + k * stride, stride, scale, next + k * stride, numbers + k, rank);
+        for (; k < rank; k += RANKS)
+          shrink<R, RANKS, FETCH>(x, inputs, a + k * stride, stride, scale, next + k * stride, numbers + k, rank);
+      };
+      const auto block = [&](auto first) {
+        if (count == 1) tiles(std::integral_constant<int, 1>{}, first);
+        if (count == 2) tiles(std::integral_constant<int, 2>{}, first);
+        if (count == 3) tiles(std::integral_constant<int, 3>{}, first);
+      };
+      if (at == begin_of(table, u)) block(std::true_type{});
+      else block(std::false_type{});
       numbers += count * rank;
     }
   }
@@ -162,7 +173,7 @@ struct Ahead {
   const Table *table;
   int64_t site, unit, last_unit;
 
-  // The next piece of memory, in whole pairs of lines; false: there is none.
+  // The next piece of memory, in whole lines; false: there is none.
   bool next(const char *&at, const char *&end) {
     for (; row != last; row++)
       if (row->rank && (row + 1 == last || row->b != row[1].b)) {
@@ -182,13 +193,20 @@ struct Ahead {
   }
 };
 
-// What is added to `at` and the next outputs of a panel.
+// Add to the sums of a panel, of two vectors, what an adapter adds to it.
 template <class Number>
-Floats expanded(const Added &added, int64_t panel, int64_t width, int at) {
-  const Number *b = (const Number *)added.b + panel * added.rank * width + at;
-  Floats sum = {};
-  for (int64_t k = 0; k < added.rank; k++) sum += widened(b + k * width) * added.shrunk[k];
-  return sum;
+void expand(const Added &added, int64_t panel, float *sums) {
+  if (!added.rank) return;
+  const Number *b = (const Number *)added.b + panel * added.rank * 2 * LANES;
+  Floats even[2] = {load(sums), load(sums + LANES)}, odd[2] = {};  // two sums wait for each other half as long
+  for (int64_t k = 0; k < added.rank; k += 2, b += 4 * LANES) {
+    const float one = added.shrunk[k], other = added.shrunk[k + 1];
+    for (int half = 0; half < 2; half++) {
+      even[half] += widened(b + half * LANES) * one;
+      odd[half] += widened(b + (2 + half) * LANES) * other;
+    }
+  }
+  for (int half = 0; half < 2; half++) save(sums + half * LANES, even[half] + odd[half]);
 }
 
 }  // namespace
