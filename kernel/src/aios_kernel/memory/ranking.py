@@ -55,10 +55,10 @@ def ranked(shelf: Shelf, question: Question, eligible: Mask, k: int, near: Seque
     if not eligible.any():
         return []
     query = bm25.asked(shelf, question.keys)
-    cosines = _cosines(shelf, question.vector, eligible, max(_LIKELY, k)) if near is None else _given(shelf, near)
-    pool = _pool(shelf, query, cosines, eligible, k)
+    found = _cosines(shelf, question.vector, eligible, max(_LIKELY, k)) if near is None else _given(shelf, near)
+    pool = _pool(shelf, query, found, eligible, k)
     total = np.zeros(len(pool), np.float32)
-    for name, values in signals(shelf, question, query, cosines, pool).items():
+    for name, values in signals(shelf, question, query, found.cosines, pool).items():
         sure = len(pool) / (len(pool) + _FEW) if name in _CONTEXT else 1.0
         total += WEIGHTS[name] * sure * standard(values)
     if question.half_life_s is not None:
@@ -73,24 +73,29 @@ def signals(shelf: Shelf, question: Question, query: bm25.Asked, cosines: Number
     `meaning`: its cosine; `nearby`: the mean cosine of its neighbours; `note`, `window` and `source`: see `bm25.Said`;
     `wide`: its window's and its neighbours' windows' together; `speaker`: whether the query names who says it.
     """
-    missing = np.isnan(cosines)
-    floor = np.float32(0.0 if missing.all() else cosines[~missing].min())
-    near = np.where(missing, floor, cosines)
     before, after = shelf.before[pool], shelf.after[pool]
-    beside = np.unique(np.concatenate([pool, before[before != NONE], after[after != NONE]]))
+    beside = _together(len(shelf.ids), pool, before, after)
     said = bm25.fields(shelf, query, beside)
     at = np.searchsorted(beside, pool)
     windows = np.zeros(len(shelf.ids) + 1, np.float32)  # NONE reads the last place
     windows[beside] = said.window
     return {
-        "meaning": near[pool],
-        "nearby": _mean_beside(near, pool, before, after),
+        "meaning": cosines[pool],
+        "nearby": _mean_beside(cosines, pool, before, after),
         "note": said.note[at],
         "window": said.window[at],
         "wide": windows[pool] + windows[before] + windows[after],
         "source": said.source[at],
         "speaker": _named(shelf, question.speakers)[pool],
     }
+
+
+def _together(size: int, *slots: Slots) -> Slots:
+    """All of these slots, ascending, each once."""
+    chosen = np.zeros(size + 1, np.bool_)
+    for some in slots:
+        chosen[some] = True
+    return np.flatnonzero(chosen[:-1])  # the last place was NONE's
 
 
 def _mean_beside(near: Numbers, pool: Slots, before: Slots, after: Slots) -> Numbers:
@@ -114,37 +119,47 @@ def standard(values: Numbers) -> Numbers:
     return (values - values.mean()) / spread if spread > 1e-9 else np.zeros_like(values)
 
 
-def _cosines(shelf: Shelf, vector: Vector, eligible: Mask, wanted: int) -> Numbers:
-    """The cosine of every slot, not a number where it was not looked at; one place more, for `NONE`."""
-    found = np.full(len(shelf.ids) + 1, np.nan, np.float32)
+class _Near(NamedTuple):
+    """A cosine for every slot and one place more, for `NONE`: the least one where none was computed.
+
+    `slots`: where one was computed; None: everywhere.
+    """
+
+    cosines: Numbers
+    slots: Slots | None
+
+
+def _cosines(shelf: Shelf, vector: Vector, eligible: Mask, wanted: int) -> _Near:
+    size = len(shelf.ids)
     if shelf.matrix is None:
-        return found
-    if len(shelf.ids) <= _EXACT:
-        found[:-1] = shelf.matrix.cosines(vector)
-    else:
-        slots = shelf.matrix.likely(vector, wanted, eligible)
-        found[slots] = shelf.matrix.cosines(vector, slots)
-    return found
+        return _spread(size, np.zeros(0, np.int64), np.zeros(0, np.float32))
+    if size <= _EXACT:
+        return _Near(np.append(shelf.matrix.cosines(vector), np.float32(0)), None)
+    slots = shelf.matrix.likely(vector, wanted, eligible)
+    return _spread(size, slots, shelf.matrix.cosines(vector, slots))
 
 
-def _given(shelf: Shelf, near: Sequence[Hit]) -> Numbers:
-    found = np.full(len(shelf.ids) + 1, np.nan, np.float32)
-    for hit in near:
-        slot = shelf.slot_of.get(hit.id)
-        if slot is not None:
-            found[slot] = hit.score
-    return found
+def _given(shelf: Shelf, near: Sequence[Hit]) -> _Near:
+    known = [(shelf.slot_of[hit.id], hit.score) for hit in near if hit.id in shelf.slot_of]
+    slots = np.array([slot for slot, _ in known], np.int64)
+    return _spread(len(shelf.ids), slots, np.array([score for _, score in known], np.float32))
 
 
-def _pool(shelf: Shelf, query: bm25.Asked, cosines: Numbers, eligible: Mask, k: int) -> Slots:
-    """The notes worth a close look: all of a small space."""
+def _spread(size: int, slots: Slots, cosines: Numbers) -> _Near:
+    found = np.full(size + 1, cosines.min() if len(cosines) else 0, np.float32)
+    found[slots] = cosines
+    return _Near(found, slots)
+
+
+def _pool(shelf: Shelf, query: bm25.Asked, near: _Near, eligible: Mask, k: int) -> Slots:
+    """The notes worth a close look, ascending: all of a small space."""
     candidates = np.flatnonzero(eligible)
     if len(candidates) <= max(_SMALL, 4 * k):
         return candidates
-    near = np.flatnonzero(eligible & ~np.isnan(cosines[:-1]))
-    if len(near) > _POOL:
-        near = near[np.argpartition(-cosines[near], _POOL)[:_POOL]]
-    return np.union1d(near, bm25.best(shelf, query, _POOL, eligible))
+    meant = candidates if near.slots is None else near.slots[eligible[near.slots]]
+    if len(meant) > _POOL:
+        meant = meant[np.argpartition(-near.cosines[meant], _POOL)[:_POOL]]
+    return _together(len(eligible), meant, bm25.best(shelf, query, _POOL, eligible))
 
 
 def _share(score: float) -> float:

@@ -30,6 +30,11 @@ class Sieve(NamedTuple):
     after: str | None = None
     """For listings: begin behind the note of this id."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether it asks for a time."""
+        return self.since_s > float("-inf") or self.until_s < float("inf")
+
 
 def get(db: apsw.Connection, space: Space, id: str, now: float) -> tuple[Note, bool]:
     """Read a note, and whether it has a vector; raises `NotFound`."""

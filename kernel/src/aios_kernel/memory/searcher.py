@@ -38,7 +38,8 @@ class Searcher:
         shelf = self._shelves.of(db, space)
         allowed = reading.with_vectors(db, space, sieve)
         eligible = shelf.eligible(allowed, sieve.now_s)
-        eligible &= (shelf.time_s >= sieve.since_s) & (shelf.time_s <= sieve.until_s)
+        if sieve.timed:
+            eligible &= (shelf.time_s >= sieve.since_s) & (shelf.time_s <= sieve.until_s)
         near = None
         if not shelf.with_vectors:
             if not self._indexer.is_open(space):
