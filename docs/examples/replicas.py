@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +136,7 @@ class Work:
 
 
 @contextmanager
-def replicas(number: int) -> Iterator[dict[str, Serving]]:
+def replicas(number: int) -> Generator[dict[str, Serving], None, None]:
     """That many servers, by address."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         serving = [Serving(Path(folder) / f"replica{n}") for n in range(number)]
