@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-llamacpp test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -61,6 +61,21 @@ bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `ai
 test-llamacpp: .venv-gguf/.installed ## The llamacpp engine: contract suites on small GGUF files, and its own tests.
 	.venv-gguf/bin/python -m pytest kernel/tests/engine tests/test_engines.py -k llamacpp
 
+# vLLM in the kernel's place: its own environment's packages, the kernel's few others on top, and the sources.
+.venv-vllm-kernel/.installed: .venv-vllm/.installed kernel/pyproject.toml
+	$(PYTHON) -m venv .venv-vllm-kernel
+	echo "import site; site.addsitedir('$(abspath .venv-vllm)/lib/python3.11/site-packages')" > .venv-vllm-kernel/lib/python3.11/site-packages/vllm.pth
+	.venv-vllm-kernel/bin/python -m pip install --quiet -e "kernel[server,openai]" -e . "pytest>=8,<10" "pytest-timeout>=2.3,<3" \
+		"pytest-asyncio>=1.0,<2" "hypothesis>=6.100,<7"
+	touch $@
+
+# The suites one by one: a process has room for one model on vLLM, whose own warnings are not ours to mend.
+VLLM_WARNS := -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::UserWarning
+test-vllm: setup .venv-vllm-kernel/.installed ## vLLM in process, and as a server: contract suites on small models, and their own tests.
+	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_contract.py kernel/tests/engine/test_vllm_inprocess.py -k vllm
+	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_chat_contract.py -k vllm-inprocess
+	$(BIN)/python -m pytest kernel/tests/engine/test_chat_contract.py kernel/tests/engine/test_vllm_server.py -k "vllm and not inprocess"
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -85,4 +100,4 @@ test-frameworks: setup ## Of these, the frameworks: agents that know nothing of 
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .venv-gguf .nox build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .venv-gguf .venv-vllm-kernel .nox build dist .pytest_cache .ruff_cache .hypothesis runs

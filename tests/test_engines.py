@@ -29,7 +29,11 @@ from aios_kernel.engine.openai.engine import OpenAIEngine
 from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.engine.protocol import Capabilities
 from aios_kernel.engine.torch import TorchEngine
+from aios_kernel.engine.vllm.engine import VllmEngine
+from aios_kernel.engine.vllm.inprocess import engine as inprocess
+from aios_kernel.engine.vllm.inprocess import hooks
 from aios_kernel.plugins import Plugins
+from aios_kernel.scheduler.settings import ServerHints
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "engines.md").read_text()
@@ -41,9 +45,12 @@ def flags() -> dict[str, Capabilities]:
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
     )
     torch_engine = TorchEngine(transformers.LlamaForCausalLM(config), kv_tokens=64)
+    child: Any = None
     return {
         "torch": torch_engine.capabilities,
         "llamacpp": llamacpp.OFFERED,
+        "vllm-inprocess": inprocess.OFFERED,
+        "vllm": VllmEngine(Servers([]), "m", child, slots=1, hints=ServerHints()).capabilities,
         "openai": OpenAIEngine(Servers([]), "m", slots=1).capabilities,
         "fake": fake_model().engine.capabilities,
     }
@@ -71,9 +78,10 @@ def vars_of(caps: Capabilities) -> dict[str, Any]:
 
 def test_the_doctor_tells_which_engines_are_there() -> None:
     assert doctor.ENGINES["llamacpp"][1] == library.TESTED
+    assert doctor.ENGINES["vllm-inprocess"][1] == hooks.TESTED
     told = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     lines = {row["what"]: row for row in told if row["what"].startswith("engine ")}
-    assert lines.keys() == {f"engine {name}" for name in ("llamacpp", "openai")}
+    assert lines.keys() == {f"engine {name}" for name in ("llamacpp", "vllm-inprocess", "openai", "vllm")}
     assert all(row["ok"] for row in lines.values())
 
 
@@ -94,10 +102,10 @@ def test_how_engine_and_model_are_named(given: tuple[Any, Any, Any], spec: str |
 
 
 def test_what_is_named_twice_or_for_another_engine(tmp_path: Path) -> None:
-    for arguments in (["demo", "--model", "fake"],):
+    for arguments in (["demo", "--model", "fake"], ["fake", "--tensor-parallel", "4"]):
         refused = CliRunner().invoke(app, ["serve", *arguments, "--home", str(tmp_path)])
         assert refused.exit_code == 2, refused.output
-        assert "once" in refused.output
+        assert "--engine vllm" in refused.output or "once" in refused.output
 
 
 @pytest.fixture

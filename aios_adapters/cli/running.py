@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from msgspec import to_builtins
 
 from aios_adapters import _kernel
 from aios_adapters.cli.looking import OWN_NAME, show_table, visible
@@ -58,17 +59,23 @@ def serve(  # noqa: PLR0913 - a command's options
     ] = None,
     home: Home = None,
     engine: Annotated[
-        str | None, typer.Option(help="What computes it: torch, llamacpp, openai; or a prefix, llamacpp:FILE.")
+        str | None, typer.Option(help="What computes it: torch, llamacpp, vllm, openai; or a prefix, llamacpp:FILE.")
     ] = None,
     named: Annotated[str | None, typer.Option("--model", help="The same as the argument.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(min=1, help="GPUs that vLLM spreads the weights over.")] = None,
 ) -> None:
     """Run a kernel until ctrl-C; agents of every process of this user join it."""
     flags = {
         "model": _spec(engine, model, named), "http": http, "policy": policy, "kv_tokens": kv_tokens,
         "device": device, "dtype": dtype, "expert_cache": expert_cache, "expert_int8": expert_int8, "compile": compile,
         "base_url": ",".join(base_url or []) or None, "revision": revision, "home": home, "loras": _loras(lora),
+        "vllm": None if tensor_parallel is None else {**to_builtins(load().vllm), "tensor_parallel": tensor_parallel},
     }  # fmt: skip
     config = _with_front(load(flags))
+    if tensor_parallel is not None and not config.model.startswith("vllm:"):
+        raise typer.BadParameter(
+            f"{config.model} is not served by vLLM: add --engine vllm", param_hint="--tensor-parallel"
+        )
     _take_over(config)
     ours, theirs = os.pipe()
     command = [*kernel_command(config, forever=True), "--report-fd", str(theirs)]

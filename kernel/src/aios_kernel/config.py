@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from aios_kernel.engine.settings import VllmSettings
 from aios_kernel.errors import ConfigError
 from aios_kernel.scheduler.settings import GroupPolicy, Limits, ServerHints
 from aios_kernel.syscalls import WindowStrategy
@@ -35,7 +36,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     python: str = ""
     """The interpreter that an auto-started kernel runs in; empty: this one."""
     model: str = "demo"
-    """What to serve: `demo`, `fake`, a path, a Hugging Face id, `llamacpp:FILE.gguf`, or
+    """What to serve: `demo`, `fake`, a path, a Hugging Face id, `llamacpp:FILE.gguf`, `vllm:` and a path or id, or
     `openai:NAME` for a model at `base_url`."""
     base_url: str = ""
     """Of the OpenAI-compatible server behind `model = "openai:NAME"`, such as `http://127.0.0.1:8000/v1`; several,
@@ -46,6 +47,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Calls that are open at that server at once; the policy decides whose."""
     server_hints: ServerHints = ServerHints()
     """What that server is told beside the calls."""
+    vllm: VllmSettings = VllmSettings()
+    """How the server of a model `vllm:...` is started."""
     revision: str = ""
     """Branch, tag or commit of a Hugging Face id; empty: its main branch."""
     models: dict[str, str] = {}

@@ -8,19 +8,21 @@ import random
 import re
 import runpy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from aios_kernel.engine._source import Source
 from aios_kernel.engine.expert_options import ExpertOptions
 from aios_kernel.engine.load import DEMO
 from aios_kernel.engine.load import _weights as load_weights
 from aios_kernel.engine.protocol import Context, Engine, SamplingParams
+from aios_kernel.engine.settings import VllmSettings
 from aios_kernel.engine.torch import TorchEngine
 from aios_kernel.engine.torch.experts.loading import mixture_of
 
@@ -318,9 +320,10 @@ def _checkpoint(name: str, folder: Path) -> None:
             shutil.copy(DEMO / file, folder)
         return
     torch.manual_seed(7)
+    width, inner = (128, 256) if name == "vllm" else (64, 96)  # vLLM wants heads of 32 at least
     config = transformers.LlamaConfig(
         vocab_size=len(_byte_tokenizer()["tokens"]) if name == "chat" else VOCAB,
-        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=8192, initializer_range=0.3, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).eval().save_pretrained(folder)
@@ -349,3 +352,70 @@ def _byte_tokenizer() -> dict[str, Any]:
         "template": _CHATML,
         "end": len(tokens) + special.index("<|im_end|>"),
     }
+
+
+@pytest.fixture(scope="session")
+def vllm_core(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Any, Path, dict[str, Path]]]:
+    """vLLM in this process (there can be one only), the folder of its small random model, and two adapters of it."""
+    pytest.importorskip("vllm", reason="needs vLLM in the kernel's environment: make test-vllm")
+    from aios_kernel.engine.vllm.inprocess.core import VllmCore
+
+    folder = tmp_path_factory.mktemp("vllm")
+    _checkpoint("vllm", folder)
+    loras = {name: _peft(tmp_path_factory.mktemp(name), seed) for seed, name in enumerate(("one", "two"))}
+    core = VllmCore(
+        str(folder), 128,
+        {"dtype": "float32", "block_size": 32, "max_model_len": 2048, "enforce_eager": True, "max_lora_rank": 8}, 2,
+    )  # fmt: skip
+    for name, adapter in loras.items():
+        core.add_lora(name, adapter)
+    yield core, folder, loras
+    core.close()
+
+
+@pytest.fixture
+def make_vllm(vllm_core: Any) -> Generator[Callable[..., Any]]:
+    """Makes engines on that core, each with a part of its pool; the prefix cache is empty."""
+    from aios_kernel.engine.vllm.inprocess.engine import VllmStepEngine
+
+    core, _, _ = vllm_core
+    made: list[Any] = []
+
+    def make(kv_tokens: int = 1024) -> Any:
+        assert core.scheduler.reset_prefix_cache()
+        made.append(VllmStepEngine(core, "random", kv_tokens))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        for context in [*engine._live]:
+            engine.release(context)
+
+
+def _peft(folder: Path, seed: int) -> Path:
+    """A LoRA adapter in PEFT format on all linear layers of the first block."""
+    torch.manual_seed(seed)
+    shapes = {
+        "self_attn.q_proj": (128, 128), "self_attn.o_proj": (128, 128),
+        "mlp.gate_proj": (256, 128), "mlp.down_proj": (128, 256),
+    }  # fmt: skip
+    tensors = {}
+    for name, (rows, columns) in shapes.items():
+        prefix = f"base_model.model.model.layers.0.{name}"
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(8, columns) * 0.2
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, 8) * 0.2
+    save_file(tensors, folder / "adapter_model.safetensors")
+    modules = [name.rpartition(".")[2] for name in shapes]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 8, "target_modules": modules}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_settings() -> VllmSettings:
+    """How vLLM's server is started in the tests: from the environment that `make bench-peers` makes."""
+    python = _ROOT / ".venv-vllm" / "bin" / "python"
+    if not (_ROOT / ".venv-vllm" / ".installed").exists():
+        pytest.skip("needs vLLM in an environment of its own: make bench-peers")
+    args = ["--dtype", "float32", "--block-size", "32", "--max-model-len", "2048", "--enforce-eager"]
+    return VllmSettings(python=str(python), args=[*args, "--num-gpu-blocks-override", "256"])

@@ -14,6 +14,8 @@ import pytest
 
 from aios_kernel.client import Client
 from aios_kernel.config import Config, token_file_of
+from aios_kernel.engine.load import DEMO
+from aios_kernel.engine.settings import VllmSettings
 from aios_kernel.errors import AiosError, DeadlineExceeded, InvalidRequest
 from aios_kernel.kernel import Kernel
 from aios_kernel.server.inprocess import InProcessKernel
@@ -85,6 +87,8 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         "openai:fake",
         "openai:demo",
         "llamacpp",
+        "vllm-inprocess",
+        pytest.param("vllm", marks=pytest.mark.slow),
     ],
 )
 def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Road, None, None]:
@@ -92,6 +96,11 @@ def road(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if model == "llamacpp":
         model = f"llamacpp:{request.getfixturevalue('gguf')('demo', 'q8_0')}"
     common: dict[str, Any] = {"kernel": "inprocess", "embedder": "hash", "vectors": "exact", "device": "cpu"}
+    if model == "vllm-inprocess":
+        pytest.importorskip("vllm", reason="needs vLLM in the kernel's environment: make test-vllm")
+        model, common["vllm"] = f"vllm-inprocess:{DEMO}", VllmSettings(args=["--enforce-eager"])
+    if model == "vllm":
+        model, common["vllm"] = f"vllm:{DEMO}", request.getfixturevalue("vllm_settings")
     # fifo keeps nothing of an ended call, so that what an engine holds in the end is what it lost.
     common["policy"] = "fifo"
     home = tmp_path_factory.mktemp("kernel")
@@ -162,6 +171,8 @@ def test_stop_strings(road: Road) -> None:
 
 
 def test_tool_calls_are_parsed(road: Road) -> None:
+    if road.kernels[-1].model.engine.name == "vllm":
+        pytest.skip("vLLM holds required calls to a format of its own, in which the demo model finds no end")
     result = road.ask(chat('call add {"a": 7, "b": 2}', tools=[ADD], tool_choice="required"))
     assert result.finish_reason == "tool_calls"
     assert len({call.id for call in result.tool_calls}) == len(result.tool_calls) >= 1

@@ -30,7 +30,7 @@ from aios_kernel.server.inprocess import InProcessKernel
 from aios_kernel.syscalls import LlmChat, Message, Sampling
 
 GREEDY = SamplingParams()
-ENGINES = ["torch", "fake", "openai", "llamacpp-float32", "llamacpp-q8_0"]
+ENGINES = ["torch", "fake", "openai", "llamacpp-float32", "llamacpp-q8_0", "vllm-inprocess"]
 SLOTS = 8
 
 
@@ -44,6 +44,9 @@ def make(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> 
         file = request.getfixturevalue("gguf")("tiny", request.param.partition("-")[2])
         with ExitStack() as opened:
             yield lambda kv_tokens=1024: opened.enter_context(closing(llamacpp_engine(file, kv_tokens)))
+    elif request.param == "vllm-inprocess":
+        make_vllm = request.getfixturevalue("make_vllm")
+        yield lambda kv_tokens=1024: make_vllm(kv_tokens)
     else:
         front = request.getfixturevalue("front")
         with ExitStack() as opened:

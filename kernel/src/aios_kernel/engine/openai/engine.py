@@ -260,7 +260,7 @@ class OpenAIEngine:
             self._servers.ended(context.server)
 
     def _lacks(self, what: str) -> NoReturn:
-        raise Unsupported(f"the openai engine has no {what}", fix="serve it by the torch engine: aios serve PATH")
+        raise Unsupported(f"the {self.name} engine has no {what}", fix="serve it by the torch engine: aios serve PATH")
 
 
 def _family(caller: Caller, call: LlmChat) -> str:
