@@ -46,6 +46,7 @@ class ModelRunner:
         self.vocab: int = model.get_output_embeddings().weight.shape[0]
         pack_linears(model, native=native)
         self._compiled: CompiledForward | None = None
+        self._mask: Tensor | None = None
         self.shapes = self._probe()
 
     @property
@@ -74,11 +75,24 @@ class ModelRunner:
         out = self.model(
             input_ids=ids[None],
             position_ids=positions[None],
+            attention_mask=self._mask,
             use_cache=False,
             logits_to_keep=rows,
             aios_forward=forward,
         )
         return out.logits[0].float()
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    def hand_over_a_mask(self) -> None:
+        """Keep transformers from looking for the borders of packed sequences, for which it waits for the device.
+
+        A mask of four dimensions is taken for a finished one and handed on; our attention reads none.
+        """
+        self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     def compile(self) -> None:
         """Fuse what lies between the products and the attention, for any number of tokens.

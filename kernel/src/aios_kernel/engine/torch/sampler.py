@@ -15,11 +15,13 @@ from aios_kernel.engine.torch.draws import pick, uniform
 from aios_kernel.engine.torch.masks import Masks
 from aios_kernel.engine.torch.penalties import add_biases, penalise
 from aios_kernel.engine.torch.scores import log_probabilities, scores
+from aios_kernel.engine.torch.transfer import on
 from aios_kernel.engine.torch.truncation import truncate
 
 _COLDEST = 1e-5
 """Below this a temperature would overflow; it is greedy decoding in all but name."""
-_NOT_FINITE = "the model's logits are not finite"
+NOT_FINITE = "the model's logits are not finite"
+BARRED = "the grammar allows no token here: no answer satisfies the schema, expression or choice"
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -62,7 +64,7 @@ def choose(logits: Tensor, contexts: Sequence[TorchContext], masks: Masks | None
 def _first_choices(logits: Tensor) -> list[Choice]:
     tokens, finite = _best(logits)
     return [
-        Choice(token, token) if fine else Choice(error=_NOT_FINITE, finite=False)
+        Choice(token, token) if fine else Choice(error=NOT_FINITE, finite=False)
         for token, fine in zip(tokens, finite, strict=True)
     ]
 
@@ -85,7 +87,7 @@ def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Se
     if any(context.sampling.penalised or context.sampling.logit_bias for context in contexts):
         penalise(logits, contexts)
         add_biases(logits, contexts)
-        _choose_again(logits, choices, _NOT_FINITE)
+        _choose_again(logits, choices, NOT_FINITE)
     masked = accept_first_choices(contexts, choices, masks)
     if masked:
         _constrain(logits, masked, contexts, choices, masks)
@@ -107,7 +109,7 @@ def _constrain(
     mask(some, held, picks, masks)
     if not whole:
         logits[rows] = some
-    _choose_again(some, picks, "the grammar allows no token here: no answer satisfies the schema, expression or choice")
+    _choose_again(some, picks, BARRED)
 
 
 def _choose_again(logits: Tensor, choices: Sequence[Choice], otherwise: str) -> None:
@@ -131,19 +133,26 @@ def _sample(logits: Tensor, contexts: Sequence[TorchContext], choices: Sequence[
     rows = [row for row, context in enumerate(contexts) if context.sampling.temperature and not choices[row].error]
     if not rows:
         return
-    params = [contexts[row].sampling for row in rows]
     some = logits if len(rows) == len(contexts) else logits[rows]
-    temperatures = torch.tensor([max(p.temperature, _COLDEST) for p in params], device=logits.device)
-    weights = torch.softmax(some.div_(temperatures[:, None]), dim=-1)
-    cut = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0]
-    if len(cut) == len(rows):
-        weights = truncate(weights, params)
-    elif cut:
-        weights[cut] = truncate(weights[cut], [params[row] for row in cut])
-    draws = uniform([p.seed for p in params], [contexts[row].emitted for row in rows])
-    tokens: list[int] = pick(weights, torch.from_numpy(draws).to(logits.device)).tolist()
+    tokens: list[int] = sampled(some, [contexts[row] for row in rows]).tolist()
     for row, token in zip(rows, tokens, strict=True):
         choices[row].token = token
+
+
+def sampled(logits: Tensor, contexts: Sequence[TorchContext]) -> Tensor:
+    """Draw a token for each row by its context's temperature, seed and counter; [rows]. Changes the logits."""
+    params = [context.sampling for context in contexts]
+    device = logits.device
+    temperatures = on(device, [max(p.temperature, _COLDEST) for p in params], np.float32)
+    weights = torch.softmax(logits.div_(temperatures[:, None]), dim=-1)
+    cut = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0]
+    if len(cut) == len(params):
+        weights = truncate(weights, params)
+    elif cut:
+        index = on(device, cut)
+        weights[index] = truncate(weights[index], [params[row] for row in cut])
+    draws = uniform([p.seed for p in params], [context.emitted for context in contexts])
+    return pick(weights, on(device, draws))
 
 
 def _force(contexts: Sequence[TorchContext], choices: Sequence[Choice]) -> None:
