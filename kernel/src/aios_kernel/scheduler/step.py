@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aios_kernel import errors
 from aios_kernel.context.manager import ContextManager, Held
-from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
+from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput, TwoPhase
 from aios_kernel.scheduler.moves import Moves
 from aios_kernel.scheduler.protocol import Computed, Plan, Residency, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
@@ -25,23 +25,32 @@ class Stepper:
         roster: the open generations.
         contexts: where their KV is.
         wait: waits a moment for an order; whether one came.
+        meanwhile: what the thread has to do beside the steps; called while an engine of two phases computes.
 
     Attributes:
+        computed: whether the last step computed anything.
         tokens_computed: that went through the model.
         view: what the policy saw last; other threads may read it.
         waits: what tasks wait for if not for room, by the last plan.
     """
 
     def __init__(
-        self, engine: Engine[Any, Any], roster: Roster, contexts: ContextManager, wait: Callable[[], bool]
+        self,
+        engine: Engine[Any, Any],
+        roster: Roster,
+        contexts: ContextManager,
+        wait: Callable[[], bool],
+        meanwhile: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._roster = roster
         self._contexts = contexts
-        self._wait = wait
+        self._pause = wait
+        self._meanwhile = meanwhile
         self._moves = Moves(roster, contexts)
         self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
+        self.computed = False
         self.tokens_computed = 0
         self.waits: Mapping[int, str] = {}
         self.view = self._view()
@@ -59,7 +68,17 @@ class Stepper:
             _log.exception("a step failed outside the engine")
             self._roster.fail_all(errors.InternalError(f"the dispatcher failed: {error}"))
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `meanwhile` is called while the engine computes."""
+        return self._engine.capabilities.two_phase
+
+    def _wait(self) -> bool:
+        self._meanwhile()  # nobody is to wait with us for what has happened already
+        return self._pause()
+
     def _step(self) -> None:
+        self.computed = False
         self._contexts.settle()
         self.view = self._view()
         plan = self._roster.policy.decide(self.view, time.monotonic())
@@ -127,7 +146,7 @@ class Stepper:
                 held.generation.started_s = now
                 self._roster.note(Update(held.generation))
         try:
-            outputs = self._engine.step([(context, tokens) for _, context, tokens in batch])
+            outputs = self._outputs([(context, tokens) for _, context, tokens in batch])
         except KvExhausted:
             self._relieve([held for held, _, _ in batch])
             return
@@ -136,8 +155,17 @@ class Stepper:
             self._roster.fail([held for held, _, _ in batch], engine_error(error))
             return
         self._fruitless = 0
+        self.computed = True
         for (held, _, _), output in zip(batch, outputs, strict=True):
             self._accept(held, output)
+
+    def _outputs(self, plan: list[tuple[Context, int]]) -> list[StepOutput]:
+        if not self.overlaps:
+            return self._engine.step(plan)
+        engine = cast("TwoPhase[Any, Any]", self._engine)
+        launched = engine.launch(plan)
+        self._meanwhile()
+        return engine.collect(launched)
 
     def _accept(self, held: Held, output: StepOutput) -> None:
         generation = held.generation
