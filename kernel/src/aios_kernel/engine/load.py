@@ -69,6 +69,7 @@ def load_model(
         model = _weights(source, config, target, _dtype(dtype, config, target))
     tokenizer = _tokenizer(source)
     engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens, compile=compile)
+    engine.warm_up()
     codec = TransformersCodec(
         tokenizer, model.generation_config, window=_window(config.get_text_config(), tokenizer), width=engine.vocab
     )

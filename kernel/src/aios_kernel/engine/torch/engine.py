@@ -296,7 +296,7 @@ class TorchEngine:
         self._forget_copies()
         self._swapper.close()
         self._lookahead.close()
-        del self._runner, self._embedder, self._paged, self._ahead
+        del self._runner, self._embedder, self._paged, self._ahead, self._swapper
 
     def _begin(self, entries: Sequence[tuple[TorchContext, int]]) -> Launched:
         if self._ahead is None:

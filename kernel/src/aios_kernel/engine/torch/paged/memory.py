@@ -173,7 +173,7 @@ class _Call:
         launch(
             kernels.merge, (rows, self._heads), partial, weights, plan.shared, self._out, SPLITS=plan.splits,
             PARTS=parts, HEADS=self._heads, VALUE_DIM=self._common["VALUE_DIM"], PARTS_PAD=_power(parts),
-            VALUE_PAD=self._common["VALUE_PAD"],
+            VALUE_PAD=self._common["VALUE_PAD"], num_warps=8 if parts > 32 else 4,
         )  # fmt: skip
 
     def chunks(self, key: Tensor, value: Tensor, *, library: bool) -> None:

@@ -30,7 +30,9 @@ class Stage:
         self._pools = [pool.view(pool.shape[0], -1) for pool in pools]
         self.lane = lane
         self._nbytes = nbytes
-        self._buffer: Tensor | None = None  # taken at the first copy: most engines never swap
+        self._buffer: Tensor | None = None  # on the host taken at the first copy: most engines never swap
+        if self._pools and self._pools[0].device.type == "cuda":
+            self._room()  # later there may be none
 
     def out(self, data: Sequence[Tensor], blocks: Sequence[int], mark: object, gathered: Callable[[], None]) -> None:
         """Copy blocks of all pools to host tensors, each [len(blocks), ...]; return when they are there.
