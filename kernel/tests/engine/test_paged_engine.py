@@ -301,15 +301,16 @@ def test_what_is_drawn_ahead_is_what_would_be_drawn(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(2))
 def test_random_lives(paged: Any, ahead: Any, oracles: Any, prompt: Prompt, seed: int) -> None:
     """Contexts are opened, forked, swapped, released and stepped in random order, with steps ahead and without."""
     oracle, driver, chooser = oracles("llama"), ahead if seed % 2 else paged("llama"), random.Random(seed)
     lives: list[list[Any]] = []
-    for _ in range(60):
+    for _ in range(30):
         act = chooser.random()
-        if act < 0.25 or not lives:
-            tokens = prompt(chooser.choice([5, 40, 150]), seed=chooser.randrange(3))
+        if (act < 0.25 and len(lives) < 5) or not lives:
+            tokens = prompt(chooser.choice([5, 17, 40]), seed=chooser.randrange(3))
             lives.append([tokens, driver.open(tokens), []])
         elif act < 0.35:
             said, context, got = chooser.choice(lives)
@@ -317,7 +318,7 @@ def test_random_lives(paged: Any, ahead: Any, oracles: Any, prompt: Prompt, seed
         elif act < 0.5:
             life = chooser.choice(lives)
             life[1] = driver.engine.restore(driver.engine.snapshot(life[1]))
-        elif act < 0.6 and len(lives) > 4:
+        elif act < 0.6 and len(lives) > 2:
             said, context, got = lives.pop(chooser.randrange(len(lives)))
             driver.engine.release(context)
             oracle.check(said, got)

@@ -28,12 +28,13 @@ def put(
     row = tl.program_id(0)
     slot = tl.load(slots + row)
     heads = tl.arange(0, HEADS_PAD)[:, None]
+    written = heads * 0 + slot >= 0  # as a block: Triton 3.9's interpreter makes numbers of a single truth value
     at = tl.arange(0, KEY_PAD)[None, :]
-    mask = (heads < HEADS) & (at < KEY_DIM) & (slot >= 0)
+    mask = (heads < HEADS) & (at < KEY_DIM) & written
     found = tl.load(key + heads * key_head + row * key_row + at, mask=mask, other=0.0)
     tl.store(keys + (slot * HEADS + heads) * KEY_DIM + at, found, mask=mask)
     at = tl.arange(0, VALUE_PAD)[None, :]
-    mask = (heads < HEADS) & (at < VALUE_DIM) & (slot >= 0)
+    mask = (heads < HEADS) & (at < VALUE_DIM) & written
     found = tl.load(value + heads * value_head + row * value_row + at, mask=mask, other=0.0)
     tl.store(values + (slot * HEADS + heads) * VALUE_DIM + at, found, mask=mask)
 
@@ -202,7 +203,7 @@ def merge(
     row = tl.program_id(0)
     head = tl.program_id(1)
     part = tl.arange(0, PARTS_PAD)
-    there = (part < SPLITS) | ((part < PARTS) & (tl.load(shared + row) > 0))
+    there = (part < SPLITS) | ((part < PARTS) & (part * 0 + tl.load(shared + row) > 0))
     place = (row * HEADS + head) * PARTS + part
     weight = tl.load(weights + place, mask=there, other=float("-inf"))
     highest = tl.max(weight, 0)
