@@ -1,4 +1,4 @@
-"""docs/engine.md and docs/experts.md name tests and benches that exist."""
+"""docs/engine.md, docs/experts.md and docs/gpu.md name tests and benches that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from aios_evals.plugin import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join((ROOT / "docs" / name).read_text() for name in ("engine.md", "experts.md"))
-TESTS = sorted(set(re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", TEXT)))
+NAMED = TEXT + (ROOT / "docs" / "gpu.md").read_text()
+TESTS = sorted(set(re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", NAMED)))
 BENCHES = sorted(set(re.findall(r"`aios bench (\w+)`", TEXT)))
 
 

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,19 @@ def emit(
 
 def show(title: str, rows: Sequence[Row]) -> None:
     """Print rows as a table."""
+    Console(width=None if sys.stdout.isatty() else 220).print(_table(title, rows))
+
+
+def tables(sections: Mapping[str, Sequence[Row]]) -> str:
+    """Rows of several kinds as text, a table a kind."""
+    console = Console(width=220, record=True, file=StringIO())
+    for title, rows in sections.items():
+        console.print(_table(title, rows))
+        console.print()
+    return console.export_text()
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
@@ -77,7 +91,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    return table
 
 
 def load_report(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Session:
         """Tokens that must be computed when nothing that was computed is ever lost."""
         total = 0
         for number, call in enumerate(self.calls):
-            total += call.prompt - self._kept(number) + call.output
+            total += call.prompt - self.kept(number) + call.output
         return total
 
     def prompt(self, number: int, said: Sequence[Sequence[int]], vocabulary: int) -> list[int]:
@@ -70,11 +70,12 @@ class Session:
         The text is the same in every run as long as the answers are.
         """
         call = self.calls[number]
-        kept = [*said[call.parent][: self._kept(number)]] if call.parent >= 0 else []
+        kept = [*said[call.parent][: self.kept(number)]] if call.parent >= 0 else []
         fresh = random.Random(f"{self.name}/{number}")
         return [*kept, *(fresh.randrange(8, vocabulary) for _ in range(call.prompt - len(kept)))]
 
-    def _kept(self, number: int) -> int:
+    def kept(self, number: int) -> int:
+        """Tokens of a call's prompt that an earlier call has computed."""
         call = self.calls[number]
         if call.parent < 0:
             return 0

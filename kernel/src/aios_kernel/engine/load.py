@@ -72,6 +72,7 @@ def load_model(  # noqa: PLR0913 - what can be set
         model = _weights(source, config, target, _dtype(dtype, config, target), experts)
     tokenizer = _tokenizer(source)
     engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens, compile=compile)
+    engine.warm_up()
     codec = TransformersCodec(
         tokenizer, model.generation_config, window=_window(config.get_text_config(), tokenizer), width=engine.vocab
     )

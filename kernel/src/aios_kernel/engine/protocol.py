@@ -136,6 +136,8 @@ class Capabilities:
     """Tokens that the model knows; 0: not known here."""
     callers: bool = False
     """It wants to know whose contexts it opens (`ForCallers`)."""
+    two_phase: bool = False
+    """A step can be begun and its result fetched later (`TwoPhase`)."""
 
 
 class Context(Protocol):
@@ -323,6 +325,25 @@ class Engine(Protocol[C, S]):
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+L = TypeVar("L")
+
+
+class TwoPhase(Protocol[CIn, L]):
+    """What an engine with `Capabilities.two_phase` offers: time for other work while a step runs.
+
+    `step(plan)` is `collect(launch(plan))`. Between the two, other contexts may be opened, forked, taken off and
+    released; those of the plan may not be touched, and no other step may be begun.
+    """
+
+    def launch(self, plan: Sequence[tuple[CIn, int]]) -> L:
+        """Begin a step; raises what `Engine.step` raises."""
+        ...
+
+    def collect(self, launched: L) -> list[StepOutput]:
+        """Wait for a step and make its result part of the contexts; outputs are in the plan's order."""
         ...
 
 

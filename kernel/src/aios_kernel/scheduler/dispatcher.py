@@ -57,7 +57,7 @@ class Dispatcher:
         self.model = model
         self.contexts = ContextManager(model.engine, model.codec.load_grammar, space)
         self._roster = Roster(policy, self.contexts)
-        self._stepper = Stepper(model.engine, self._roster, self.contexts, self._wait_a_moment)
+        self._stepper = Stepper(model.engine, self._roster, self.contexts, self._wait_a_moment, self._flush)
         self._deliver = deliver
         self._moved = moved
         self._embeds = EmbedQueue(model.engine)
@@ -159,7 +159,8 @@ class Dispatcher:
                     self._stepper.run()
                 if not self._stopping:
                     self._embeds.advance()
-                self._flush()
+                if not (self._roster.held and self._stepper.overlaps and self._stepper.computed):
+                    self._flush()  # else while the next step runs
         finally:
             self._leave()
 

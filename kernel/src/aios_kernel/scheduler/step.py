@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aios_kernel import errors
 from aios_kernel.context.manager import ContextManager, Held
-from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput
+from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput, TwoPhase
 from aios_kernel.scheduler.moves import Moves
 from aios_kernel.scheduler.protocol import Computed, Plan, Residency, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
@@ -26,24 +26,33 @@ class Stepper:
         roster: the open generations.
         contexts: where their KV is.
         wait: waits a moment for an order; whether one came.
+        meanwhile: what the thread has to do beside the steps; called while an engine of two phases computes.
 
     Attributes:
+        computed: whether the last step computed anything.
         tokens_computed: that went through the model.
         view: what the policy saw last; other threads may read it.
         waits: what tasks wait for if not for room, by the last plan.
     """
 
     def __init__(
-        self, engine: Engine[Any, Any], roster: Roster, contexts: ContextManager, wait: Callable[[], bool]
+        self,
+        engine: Engine[Any, Any],
+        roster: Roster,
+        contexts: ContextManager,
+        wait: Callable[[], bool],
+        meanwhile: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._roster = roster
         self._contexts = contexts
-        self._wait = wait
+        self._pause = wait
+        self._meanwhile = meanwhile
         self._moves = Moves(roster, contexts)
         self._stretch = Stretch(roster)
         self._fruitless = 0  # times that contexts were moved since the engine last computed anything
         self._tokens_joined = 0  # cached tokens that contexts took while they were being prefilled
+        self.computed = False
         self.tokens_computed = 0
         self.waits: Mapping[int, str] = {}
         self.view = self._view()
@@ -69,8 +78,18 @@ class Stepper:
         """Something is about to happen: the policy is to know all that was computed, and is asked again after it."""
         self._stretch.end()
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `meanwhile` is called while the engine computes."""
+        return self._engine.capabilities.two_phase
+
+    def _wait(self) -> bool:
+        self._meanwhile()  # nobody is to wait with us for what has happened already
+        return self._pause()
+
     def _step(self) -> None:
         self._stretch.end()
+        self.computed = False
         self._contexts.settle()
         self.view = self._view()
         plan = self._roster.policy.decide(self.view, time.monotonic())
@@ -147,7 +166,7 @@ class Stepper:
     def _run_engine(self, members: Sequence[Held], plan: list[tuple[Context, int]]) -> Sequence[StepOutput]:
         """Nothing comes of it if the whole step fails; that is dealt with here."""
         try:
-            outputs = self._engine.step(plan)
+            outputs = self._outputs(plan)
         except KvExhausted:
             self.interrupt()
             self._relieve(members)
@@ -158,6 +177,7 @@ class Stepper:
             self._roster.fail(members, engine_error(error))
             return ()
         self._fruitless = 0
+        self.computed = True
         return outputs
 
     def _go_on(self) -> None:
@@ -187,6 +207,14 @@ class Stepper:
         now = time.monotonic()
         for held, output in zip(members, outputs, strict=True):
             self._accept(held, output, now)
+
+    def _outputs(self, plan: list[tuple[Context, int]]) -> list[StepOutput]:
+        if not self.overlaps:
+            return self._engine.step(plan)
+        engine = cast("TwoPhase[Any, Any]", self._engine)
+        launched = engine.launch(plan)
+        self._meanwhile()
+        return engine.collect(launched)
 
     def _accept(self, held: Held, output: StepOutput, now_s: float) -> None:
         generation = held.generation

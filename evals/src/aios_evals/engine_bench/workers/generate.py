@@ -29,12 +29,16 @@ class GeneratePeer:
     def margin(self, tokens: Sequence[int]) -> float:
         """See `loop.Oracle.margin`."""
         with torch.inference_mode():
-            logits = self._model(torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1].float()
+            logits = (
+                self._model(torch.tensor([list(tokens)], device=self._model.device), logits_to_keep=1)
+                .logits[0, -1]
+                .float()
+            )
         best = logits.topk(2).values
         return float(best[0] - best[1])
 
     def _one(self, prompt: Sequence[int], n_tokens: int) -> list[int]:
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt)], device=self._model.device)
         with torch.inference_mode():
             output = self._model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_tokens, do_sample=False, eos_token_id=None

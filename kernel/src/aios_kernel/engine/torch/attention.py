@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.layout import PIECE, Chunk, DecodeGroup, Layout
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, Scoring
+from aios_kernel.engine.torch.paged.memory import PagedKvMemory
 
 NAME = "aios_paged"
 """The name under which transformers finds the function."""
@@ -119,9 +120,11 @@ torch.library.register_fake("aios::paged_attention", _shape_of_attention, lib=_o
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, attend: _Attend) -> Tensor:
+    scoring = Scoring(attend.scale, attend.window, attend.softcap)
     if layout.plan is not None and isinstance(attend.memory, NativeKvMemory):
-        scoring = Scoring(attend.scale, attend.window, attend.softcap)
         return attend.memory.attend(attend.layer, layout.plan, query, key, value, scoring)
+    if layout.paged is not None and isinstance(attend.memory, PagedKvMemory):
+        return attend.memory.attend(attend.layer, layout.paged, query, key, value, scoring)
     attend.memory.put(attend.layer, layout.slots, key, value)
     parts = [attend.group(query, key, value, group) for group in layout.groups]
     parts += [attend.chunk(query, key, value, chunk) for chunk in layout.chunks]

@@ -29,15 +29,16 @@ def pick(weights: Tensor, draws: Tensor) -> Tensor:
         draws: in [0, 1), float64, [rows].
 
     Returns:
-        Indices, [rows].
+        Indices, [rows]; of weights that are no numbers any index.
     """
+    vocab = weights.shape[1]
     short = -weights.shape[1] % _GROUP
     if short:
         weights = torch.nn.functional.pad(weights, (0, short))
     grouped = weights.view(weights.shape[0], -1, _GROUP)
     group, rest = _invert(grouped.sum(dim=-1).double(), draws)
     member, _ = _invert(grouped[torch.arange(len(group), device=group.device), group].double(), rest)
-    return group * _GROUP + member
+    return (group * _GROUP + member).clamp_(max=vocab - 1)
 
 
 def _invert(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

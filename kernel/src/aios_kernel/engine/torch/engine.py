@@ -30,10 +30,15 @@ from aios_kernel.engine.torch.experts.loading import mixture_of
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
+from aios_kernel.engine.torch.launched import Launched, Underway, both
 from aios_kernel.engine.torch.lora.adapters import Adapters
 from aios_kernel.engine.torch.lora.shelf import Shelf
 from aios_kernel.engine.torch.masks import Lookahead
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, served, stored
+from aios_kernel.engine.torch.paged import choices as paged_choices
+from aios_kernel.engine.torch.paged import memory as paged_memory
+from aios_kernel.engine.torch.paged.ahead import RunAhead
+from aios_kernel.engine.torch.paged.forward import PagedForward
 from aios_kernel.engine.torch.prefix import BLOCK, tail_key
 from aios_kernel.engine.torch.prompt_scores import most_at_once, score_prompts
 from aios_kernel.engine.torch.reservation import (
@@ -48,10 +53,11 @@ from aios_kernel.engine.torch.sampler import choose
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
 from aios_kernel.engine.torch.swap import Swapper
-from aios_kernel.errors import AiosError, SnapshotError
+from aios_kernel.errors import AiosError, ConfigError, SnapshotError
 from aios_kernel.syscalls import ExpertStatus
 
 _log = logging.getLogger(__name__)
+_HOST = torch.device("cpu")
 
 
 class TorchEngine:
@@ -65,13 +71,14 @@ class TorchEngine:
         max_step_tokens: tokens in one step.
         compile: whether to compile the model, see `ModelRunner.compile`.
         native: whether to use compiled attention and products where they can be had (`native`).
+        paged: whether to use the kernels of a GPU; None: where there is one.
 
     Raises:
         Unsupported: the model's architecture cannot run on paged attention.
         ConfigError: the pool does not fit into memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the model have a default
         self,
         model: Any,
         *,
@@ -81,6 +88,7 @@ class TorchEngine:
         max_step_tokens: int = 2048,
         compile: bool = False,
         native: bool = True,
+        paged: bool | None = None,
     ) -> None:
         self.name = name
         digest = fingerprint(model)
@@ -89,19 +97,25 @@ class TorchEngine:
         runner = self._runner
         if compile:
             runner.compile()
-        native = native and served(runner.dtype, runner.device)
-        # The blocks have another order inside: the snapshots of one are nothing to the other.
-        self.fingerprint = f"{digest}:native" if native else digest
+        paged = _paged(runner.device, paged)
+        native = native and not paged and served(runner.dtype, runner.device)
+        # The blocks have another order inside, or sums are taken in another: snapshots of one are nothing to the other.
+        self.fingerprint = f"{digest}:native" if native else f"{digest}:paged" if paged else digest
         shapes = stored(runner.shapes) if native else runner.shapes
         promised = 0 if self._experts is None else self._experts.unused_bytes
         n_blocks = pool_blocks(shapes, runner.dtype, runner.device, kv_tokens, promised=promised)
-        self._memory = (NativeKvMemory if native else KvMemory)(
-            runner.shapes, n_blocks, dtype=runner.dtype, device=runner.device
-        )
+        self._memory = _memory(runner, n_blocks, native=native, paged=paged)
+        self._paged = None
+        if isinstance(self._memory, paged_memory.PagedKvMemory):
+            runner.hand_over_a_mask()
+            self._paged = PagedForward.on(runner, self._memory)
         self._pool = BlockPool(n_blocks)
+        self._ahead = RunAhead(self._pool, self._paged) if self._paged is not None else None
         self._swapper = Swapper(self._pool, self._memory, self.fingerprint)
         self._adapters = Adapters(runner, Shelf(self._pool, self._memory, paged=runner.device.type != "cpu"))
-        self._dense = None if native else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
+        self._dense = (
+            None if native or paged else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
+        )
         self._decoding = DecodingRows()
         self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
@@ -121,12 +135,18 @@ class TorchEngine:
             max_step_tokens=max_step_tokens,
             prompt_logprobs=True,
             vocab=runner.vocab,
+            two_phase=self._paged is not None,
         )
 
     @property
     def compiled(self) -> bool:
         """Whether the model runs compiled."""
         return self._runner.compiled
+
+    @property
+    def recorded_graphs(self) -> int:
+        """How many kinds of decode steps are recorded as CUDA graphs."""
+        return self._paged.graphs.recorded if self._paged is not None and self._paged.graphs is not None else 0
 
     @property
     def vocab(self) -> int:
@@ -154,20 +174,39 @@ class TorchEngine:
     def append(self, context: Context, tokens: Sequence[int]) -> None:
         """See `Engine.append`. Raises ValueError for a token that the model does not know."""
         self._check_tokens(tokens)
-        self._own(context).tokens.extend(tokens)
+        self._touched(context).tokens.extend(tokens)
 
     def step(self, plan: Sequence[tuple[Context, int]]) -> list[StepOutput]:
         """See `Engine.step`. Raises ValueError for a plan that names a context twice or an impossible count."""
+        return self.collect(self.launch(plan))
+
+    def launch(self, plan: Sequence[tuple[Context, int]]) -> Launched:
+        """See `TwoPhase.launch`; raises as `step`. On the CPU the forward has run when this returns."""
         entries = self._check_plan(plan)
         try:
-            return self._run(entries)
+            return self._begin(entries)
         except KvExhausted:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a forward raises ends only the contexts concerned
-            _log.exception("a step of %d contexts failed", len(entries))
-            if len(entries) == 1:
-                return [_failed(entries[0][0], error)]
-            return [self._run_alone(context, n_tokens) for context, n_tokens in entries]
+            return Launched(entries, error=error)
+
+    def collect(self, launched: Launched) -> list[StepOutput]:
+        """See `TwoPhase.collect`."""
+        entries, error = launched.entries, launched.error
+        if error is None:
+            try:
+                return self._end(launched)
+            except Exception as failure:  # noqa: BLE001 - as above; what a device finds wrong it tells late
+                error = failure
+        _log.error("a step of %d contexts failed", len(entries), exc_info=error)
+        if len(entries) == 1:
+            return [_failed(entries[0][0], error)]
+        return [self._run_alone(context, n_tokens) for context, n_tokens in entries]
+
+    def warm_up(self) -> None:
+        """Do now what the first steps would have to do: on a GPU, record the graphs of decode steps."""
+        if self._paged is not None:
+            self._paged.warm_up(self.capabilities.max_batch)
 
     def fork(
         self,
@@ -178,7 +217,7 @@ class TorchEngine:
         grammar: Grammar | None = None,
     ) -> Context:
         """See `Engine.fork`. A whole twin has the sampler's state too: it differs once other tokens are appended."""
-        original = self._arrived(self._own(context))
+        original = self._arrived(self._touched(context))
         if at is None:
             twin = original.twin()
         elif 0 < at <= len(original.tokens):
@@ -192,7 +231,7 @@ class TorchEngine:
 
     def snapshot(self, context: Context) -> Snapshot:
         """See `Engine.snapshot`. The copy is made beside the next steps; a block is not reused before it is made."""
-        original = self._arrived(self._own(context))
+        original = self._arrived(self._touched(context))
         result = self._swapper.take(original)
         self.release(original)
         return result
@@ -219,7 +258,7 @@ class TorchEngine:
 
     def hold(self, context: Context, *, priority: int = 0, ttl_s: float | None = None, pinned: bool = False) -> Hold:
         """See `PrefixHolds.hold`."""
-        own = self._arrived(self._own(context))
+        own = self._arrived(self._touched(context))
         self._publish_tail(own)
         # Another context may have published the same content first: its blocks are those that are found.
         found = [self._pool.find(key) for key in [*own.keys[: own.published], *_tail_keys(own)]]
@@ -256,6 +295,7 @@ class TorchEngine:
         own = cast("TorchContext", context)
         if own.closed:
             return
+        self._touched(own)
         if own.arrival is not None:
             own.arrival.exception()  # its blocks are written to until then
         self._publish_tail(own)
@@ -293,13 +333,56 @@ class TorchEngine:
         self._pool = BlockPool(2)
         self._memory = KvMemory([], 2, dtype=self._runner.dtype, device=self._runner.device)
         self._forget_copies()
-        self._swapper.mover.close()
+        self._swapper.close()
         self._lookahead.close()
         if self._experts is not None:
             self._experts.close()
-        del self._runner, self._embedder, self._adapters
+        del self._runner, self._embedder, self._adapters, self._paged, self._ahead, self._swapper
 
-    def _run(self, entries: Sequence[tuple[TorchContext, int]]) -> list[StepOutput]:
+    def _begin(self, entries: Sequence[tuple[TorchContext, int]]) -> Launched:
+        if self._ahead is None:
+            return self._begin_now(entries)
+        covered = self._ahead.covered(entries)
+        if not covered:
+            self._ahead.forget()
+            launched = self._begin_now(entries)
+        else:
+            launched = self._begin_rest(entries, covered, self._ahead)
+        self._run_ahead(launched, self._ahead)
+        return launched
+
+    def _run_ahead(self, launched: Launched, ahead: RunAhead) -> None:
+        """Begin the step behind a step, if that can be done; this one is not concerned if it fails."""
+        if launched.underway.tokens is None:
+            return
+        try:
+            with torch.inference_mode():
+                ahead.follow(launched.works, launched.underway.tokens)
+        except Exception:  # noqa: BLE001 - the step will run when it is asked for, and fail there if it must
+            _log.exception("no step could be begun ahead")
+            ahead.forget()
+
+    def _begin_rest(
+        self, entries: Sequence[tuple[TorchContext, int]], covered: Sequence[TorchContext], ahead: RunAhead
+    ) -> Launched:
+        """A step of which some or all is under way."""
+        known = {id(context) for context in covered}
+        rest = [entry for entry in entries if id(entry[0]) not in known]
+        for context, _ in rest:
+            ahead.leave(context)
+        others = self._begin_now(rest) if rest else Launched(())
+        taken = ahead.take(covered)
+        if not rest:
+            return Launched(entries, taken.works, taken.undo, Underway(taken.finish, taken.tokens))
+        work_of = {id(work.context): work for work in (*others.works, *taken.works)}
+        return Launched(
+            entries,
+            [work_of[id(context)] for context, _ in entries],
+            both(others.undo, taken.undo),
+            Underway(both(others.underway.finish, taken.finish)),
+        )
+
+    def _begin_now(self, entries: Sequence[tuple[TorchContext, int]]) -> Launched:
         decoding: list[TorchContext] = []
         for context, _ in entries:
             if context.arrival is not None:
@@ -311,12 +394,22 @@ class TorchEngine:
         try:
             works = self._reserve(entries, decoding, reservation)
             with torch.inference_mode():
-                self._compute([work for work in works if work.n_tokens])
+                underway = self._compute([work for work in works if work.n_tokens])
         except BaseException:
             self._forget_copies()
             reservation.undo()
             raise
-        return self._settle(works)
+        return Launched(entries, works, reservation.undo, underway)
+
+    def _end(self, launched: Launched) -> list[StepOutput]:
+        try:
+            with torch.inference_mode():
+                launched.underway.finish()
+        except BaseException:
+            self._forget_copies()
+            launched.undo()
+            raise
+        return self._settle(launched.works)
 
     def _check_room(self, entries: Sequence[tuple[TorchContext, int]], decoding: Sequence[TorchContext]) -> None:
         """Raise KvExhausted unless the pool has what the step takes at most."""
@@ -340,15 +433,26 @@ class TorchEngine:
             return [Work(context, 1) for context in decoding]
         return [Work(c, 1 if c.pending == 1 else reservation.take(c, n_tokens)) for c, n_tokens in entries]
 
+    def _touched(self, context: Context) -> TorchContext:
+        """One of our contexts, which is not only stepped: nothing is computed ahead for it."""
+        own = self._own(context)
+        if self._ahead is not None:
+            self._ahead.leave(own)
+        return own
+
     def _forget_copies(self) -> None:
         self._decoding.forget()
+        if self._ahead is not None:
+            self._ahead.forget()
         if self._dense is not None:
             self._dense.clear()
 
-    def _compute(self, works: Sequence[Work]) -> None:
-        """Run the forward; leave choices and scores with the works."""
+    def _compute(self, works: Sequence[Work]) -> Underway:
+        """Run the forward; choices and scores are with the works once it is finished."""
         if not works:
-            return
+            return Underway()
+        if self._paged is not None:
+            return self._compute_beside(works, self._paged)
         batch = pack(works, self._dense, self._runner.device, self._decoding)
         emitting = [work.context for work in batch.emitting]
         self._lookahead.begin(emitting)
@@ -364,6 +468,30 @@ class TorchEngine:
                 work.choice = choice
         if batch.scoring:
             score_prompts(logits[n:], batch.scoring)
+        return Underway()
+
+    def _compute_beside(self, works: Sequence[Work], forward: PagedForward) -> Underway:
+        """The same on a device that works while the host goes on."""
+        batch = pack(works, None, _HOST)
+        emitting = [work.context for work in batch.emitting]
+        self._lookahead.begin(emitting)
+        try:
+            adapters = self._adapters.table(batch.works)
+            logits = forward(batch, sum(work.n_tokens == 1 for work in works), adapters)
+        finally:
+            masks = self._lookahead.take()
+        n = len(emitting)
+        choosing = paged_choices.begin(logits[:n], emitting, masks) if n else None
+
+        def finish() -> None:
+            if choosing is not None:
+                for work, choice in zip(batch.emitting, paged_choices.finish(choosing), strict=True):
+                    work.choice = choice
+            if batch.scoring:
+                score_prompts(logits[n:], batch.scoring)
+
+        whole = choosing is not None and adapters is None and n == len(works)
+        return Underway(finish, choosing.tokens if whole and choosing is not None else None)
 
     def _settle(self, works: Sequence[Work]) -> list[StepOutput]:
         return [self._settle_one(work) for work in works]
@@ -399,7 +527,7 @@ class TorchEngine:
     def _run_alone(self, context: TorchContext, n_tokens: int) -> StepOutput:
         """One context of a step that failed, to find out whether the fault is its own."""
         try:
-            return self._run([(context, n_tokens)])[0]
+            return self._end(self._begin_now([(context, n_tokens)]))[0]
         except Exception as error:  # noqa: BLE001 - whatever a forward raises ends its own context only
             return _failed(context, error)
 
@@ -453,6 +581,24 @@ class TorchEngine:
         if not isinstance(context, TorchContext) or context.closed:
             raise ValueError("the context was released, or is another engine's")
         return context
+
+
+def _paged(device: torch.device, wanted: bool | None) -> bool:
+    """Whether the kernels of a GPU run. Raises ConfigError when they were asked for and cannot."""
+    if wanted is None:
+        return device.type == "cuda" and paged_memory.served(device)
+    if wanted and not paged_memory.served(device):
+        raise ConfigError(
+            "there is no Triton for this device", fix="pip install 'triton>=3.6,<4'; on the CPU set TRITON_INTERPRET=1"
+        )
+    return wanted
+
+
+def _memory(runner: ModelRunner, n_blocks: int, *, native: bool, paged: bool) -> KvMemory:
+    options: dict[str, Any] = {"dtype": runner.dtype, "device": runner.device}
+    if paged:
+        return paged_memory.PagedKvMemory(runner.shapes, n_blocks, heads=runner.heads, **options)
+    return (NativeKvMemory if native else KvMemory)(runner.shapes, n_blocks, **options)
 
 
 def _tail_keys(context: TorchContext) -> list[bytes]:

@@ -16,10 +16,16 @@ SPARE_BYTES = 256 << 20
 
 
 class HostMemory:
-    """Pieces of memory in powers of two, of which those given back are handed out again."""
+    """Pieces of memory in powers of two, of which those given back are handed out again.
 
-    def __init__(self, spare_bytes: int = SPARE_BYTES) -> None:
+    Args:
+        spare_bytes: of pieces that nobody uses, kept at most.
+        pinned: memory that a device copies from and to by itself; torch keeps what is given back of it.
+    """
+
+    def __init__(self, spare_bytes: int = SPARE_BYTES, *, pinned: bool = False) -> None:
         self._limit = spare_bytes
+        self._pinned = pinned
         self._spare: dict[int, deque[NDArray[np.uint8]]] = {}
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
@@ -28,6 +34,8 @@ class HostMemory:
         try:
             return self._spare[size].pop()
         except LookupError:
+            if self._pinned:
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
             return np.empty(size, dtype=np.uint8)  # large ones get huge pages
 
     def give_back(self, piece: NDArray[np.uint8]) -> None:

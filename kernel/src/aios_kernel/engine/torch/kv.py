@@ -131,6 +131,10 @@ class KvMemory:
             for block in blocks:
                 by_block[block].zero_()
 
+    def by_block(self) -> list[Tensor]:
+        """The pool's own tensors, keys and values of the layers in turn, each [blocks, 16, heads, dim]."""
+        return [self._by_block(pool) for pool in self._pools()]
+
     def _pools(self) -> list[Tensor]:
         return [pool for pair in zip(self.keys, self.values, strict=True) for pool in pair]
 

@@ -12,6 +12,7 @@ from aios_kernel.engine.torch.context import TorchContext
 from aios_kernel.engine.torch.dense import DenseCache, DenseKv, padded_tables
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.native.plan import Plan
+from aios_kernel.engine.torch.paged.plan import PagedPlan
 from aios_kernel.engine.torch.prefix import BLOCK
 
 PIECE = 512
@@ -100,6 +101,8 @@ class Layout:
     chunks: list[Chunk]
     plan: Plan | None = None
     """For the compiled attention, which needs no groups and chunks."""
+    paged: PagedPlan | None = None
+    """For the attention of a GPU, which needs none either."""
 
 
 def decode_groups(

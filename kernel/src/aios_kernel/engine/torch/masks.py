@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aios_kernel.engine.protocol import GrammarBatch
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.transfer import moved
 
 _WORTH = 4
 """Masks that are worth another thread: handing them over takes as long as a few of them."""
@@ -170,9 +171,14 @@ def _bar(logits: Tensor, bits: Tensor, barred: NDArray[np.float32] | None = None
         barred = _barred_in(bits) if barred is None else barred
         logits.add_(torch.from_numpy(barred)[:, : logits.shape[1]])
         return
-    import xgrammar
+    bar_by_bits(logits, moved(bits, logits.device))
 
-    xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device), vocab_size=logits.shape[1])
+
+def bar_by_bits(logits: Tensor, bits: Tensor) -> None:
+    """Set logits whose bit is not set to minus infinity, in place, by plain operations of any device."""
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = ((bits[:, :, None] >> shifts) & 1).view(len(bits), -1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed == 0, float("-inf"))
 
 
 def _barred_in(bits: Tensor) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.transfer import on
 
 
 def penalise(logits: Tensor, contexts: Sequence[TorchContext]) -> None:
@@ -42,8 +43,7 @@ def add_biases(logits: Tensor, contexts: Sequence[TorchContext]) -> None:
             places.append(row * logits.shape[1] + token)
             values.append(bias)
     if places:
-        index = torch.tensor(places, device=logits.device)
-        logits.view(-1)[index] += torch.tensor(values, dtype=logits.dtype, device=logits.device)
+        logits.view(-1)[on(logits.device, places)] += on(logits.device, values, np.float32)
 
 
 def _divide(logits: Tensor, contexts: Sequence[TorchContext], rows: Sequence[int]) -> None:
@@ -76,5 +76,4 @@ def _said(
 
 def _on(logits: Tensor, places: NDArray[np.int64], values: NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor]:
     """Both on the logits' device."""
-    index = torch.from_numpy(places).to(logits.device)
-    return index, torch.from_numpy(values.astype(np.float32)).to(logits.device)
+    return on(logits.device, places), on(logits.device, values, np.float32)

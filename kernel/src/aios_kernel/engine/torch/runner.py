@@ -55,6 +55,7 @@ class ModelRunner:
         self._compiled: CompiledForward | None = None
         self._compiled_adapted: CompiledForward | None = None
         self._switch: Switch | None = None
+        self._mask: Tensor | None = None
         self.shapes = self._probe()
 
     @property
@@ -112,11 +113,24 @@ class ModelRunner:
         out = self.model(
             input_ids=ids[None],
             position_ids=positions[None],
+            attention_mask=self._mask,
             use_cache=False,
             logits_to_keep=rows,
             aios_forward=forward,
         )
         return out.logits[0].float()
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self.config.num_attention_heads)
+
+    def hand_over_a_mask(self) -> None:
+        """Keep transformers from looking for the borders of packed sequences, for which it waits for the device.
+
+        A mask of four dimensions is taken for a finished one and handed on; our attention reads none.
+        """
+        self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     def compile(self) -> None:
         """Fuse what lies between the products and the attention, for any number of tokens.

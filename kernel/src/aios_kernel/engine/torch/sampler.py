@@ -16,12 +16,13 @@ from aios_kernel.engine.torch.masks import Masks
 from aios_kernel.engine.torch.native import choice as choosing
 from aios_kernel.engine.torch.penalties import add_biases, penalise
 from aios_kernel.engine.torch.scores import log_probabilities, scores
+from aios_kernel.engine.torch.transfer import on
 from aios_kernel.engine.torch.truncation import truncate
 
 _COLDEST = 1e-5
 """Below this a temperature would overflow; it is greedy decoding in all but name."""
-_NOT_FINITE = "the model's logits are not finite"
-_NOTHING_ALLOWED = "the grammar allows no token here: no answer satisfies the schema, expression or choice"
+NOT_FINITE = "the model's logits are not finite"
+BARRED = "the grammar allows no token here: no answer satisfies the schema, expression or choice"
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -65,7 +66,7 @@ def _first_choices(logits: Tensor) -> list[Choice]:
     if all(finite):
         return [Choice(token, token) for token in tokens]
     return [
-        Choice(token, token) if fine else Choice(error=_NOT_FINITE, finite=False)
+        Choice(token, token) if fine else Choice(error=NOT_FINITE, finite=False)
         for token, fine in zip(tokens, finite, strict=True)
     ]
 
@@ -89,7 +90,7 @@ def _choose_freely(logits: Tensor, contexts: Sequence[TorchContext], choices: Se
     if not greedy and any(context.sampling.penalised or context.sampling.logit_bias for context in contexts):
         penalise(logits, contexts)
         add_biases(logits, contexts)
-        _take(choices, *_best(logits), _NOT_FINITE)
+        _take(choices, *_best(logits), NOT_FINITE)
     masked = accept_first_choices(contexts, choices, masks)
     if masked:
         _constrain(logits, masked, contexts, choices, masks)
@@ -109,14 +110,14 @@ def _constrain(
     held, picks = [contexts[row] for row in rows], [choices[row] for row in rows]
     if choosing.served(logits) and not any(not c.greedy and c.sampled_by_grammar for c in held):
         # Nobody reads these logits again: it is enough to look for the best that is allowed.
-        _take(picks, *choosing.best(logits, rows, allowed(logits, held, picks, masks)), _NOTHING_ALLOWED)
+        _take(picks, *choosing.best(logits, rows, allowed(logits, held, picks, masks)), BARRED)
         return
     whole = len(rows) == len(contexts)
     some = logits if whole else logits[rows]
     mask(some, held, picks, masks)
     if not whole:
         logits[rows] = some
-    _take(picks, *_best(some), _NOTHING_ALLOWED)
+    _take(picks, *_best(some), BARRED)
 
 
 def _take(choices: Sequence[Choice], tokens: Sequence[int], finite: Sequence[bool], otherwise: str) -> None:
@@ -140,19 +141,26 @@ def _sample(logits: Tensor, contexts: Sequence[TorchContext], choices: Sequence[
     rows = [row for row, context in enumerate(contexts) if context.sampling.temperature and not choices[row].error]
     if not rows:
         return
-    params = [contexts[row].sampling for row in rows]
     some = logits if len(rows) == len(contexts) else logits[rows]
-    temperatures = torch.tensor([max(p.temperature, _COLDEST) for p in params], device=logits.device)
-    weights = torch.softmax(some.div_(temperatures[:, None]), dim=-1)
-    cut = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0]
-    if len(cut) == len(rows):
-        weights = truncate(weights, params)
-    elif cut:
-        weights[cut] = truncate(weights[cut], [params[row] for row in cut])
-    draws = uniform([p.seed for p in params], [contexts[row].emitted for row in rows])
-    tokens: list[int] = pick(weights, torch.from_numpy(draws).to(logits.device)).tolist()
+    tokens: list[int] = sampled(some, [contexts[row] for row in rows]).tolist()
     for row, token in zip(rows, tokens, strict=True):
         choices[row].token = token
+
+
+def sampled(logits: Tensor, contexts: Sequence[TorchContext]) -> Tensor:
+    """Draw a token for each row by its context's temperature, seed and counter; [rows]. Changes the logits."""
+    params = [context.sampling for context in contexts]
+    device = logits.device
+    temperatures = on(device, [max(p.temperature, _COLDEST) for p in params], np.float32)
+    weights = torch.softmax(logits.div_(temperatures[:, None]), dim=-1)
+    cut = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0]
+    if len(cut) == len(params):
+        weights = truncate(weights, params)
+    elif cut:
+        index = on(device, cut)
+        weights[index] = truncate(weights[index], [params[row] for row in cut])
+    draws = uniform([p.seed for p in params], [context.emitted for context in contexts])
+    return pick(weights, on(device, draws))
 
 
 def _force(contexts: Sequence[TorchContext], choices: Sequence[Choice]) -> None:

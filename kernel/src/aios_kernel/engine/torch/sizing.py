@@ -78,4 +78,7 @@ def _budget(free: int, device: torch.device) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can be taken on a device; on the host, within the process's control group."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if device.type != "cuda":
+        return available_bytes()
+    torch.cuda.empty_cache()  # what torch keeps of tensors that are gone counts as taken
+    return torch.cuda.mem_get_info(device)[0]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from aios_kernel.engine.protocol import Grammar, KvExhausted
 from aios_kernel.engine.torch import snapshot_file
 from aios_kernel.engine.torch.blocks import BlockPool
 from aios_kernel.engine.torch.context import TorchContext
+from aios_kernel.engine.torch.copies import copies_of
 from aios_kernel.engine.torch.host import HostMemory
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.lora.adapter import Adapter
@@ -36,8 +39,18 @@ class Swapper:
         self._memory = memory
         self._fingerprint = fingerprint
         self._name = secrets.token_hex(8)
-        self._host = HostMemory()
-        self.mover = Mover(background=memory.device.type == "cpu")
+        self._host = HostMemory(pinned=memory.device.type == "cuda")
+        self._copies = copies_of(memory)
+
+    @property
+    def mover(self) -> Mover:
+        """Makes the copies to the host."""
+        return self._copies.outward
+
+    def close(self) -> None:
+        """Wait for copies that are under way and end their threads."""
+        self._copies.outward.close()
+        self._copies.inward.close()
 
     def take(self, context: TorchContext) -> TorchSnapshot:
         """Begin to copy a context to host memory; its blocks may be released at once. Raises SnapshotError."""
@@ -45,9 +58,11 @@ class Swapper:
             raise SnapshotError("the context's KV is not to be trusted: its logits were not finite")
         blocks = context.blocks
         snapshot = self._empty(context, [(block, self._pool.generation(block)) for block in blocks])
-        snapshot.copied = self.mover.run(functools.partial(self._copy_out, snapshot, blocks), snapshot.nbytes)
-        if not snapshot.copied.done():
-            self._pool.copying(blocks, snapshot.copied)
+        read: Future[None] = Future()
+        copy = functools.partial(self._copy_out, snapshot, blocks, self._copies.mark(), read)
+        snapshot.copied = self.mover.run(copy, snapshot.nbytes)
+        if not read.done():
+            self._pool.copying(blocks, read)
         return snapshot
 
     def load(
@@ -75,8 +90,8 @@ class Swapper:
             context.push_block(block)
         blocks = [int(context.table[row]) for row in copied]
         part = len(copied) / max(1, len(snapshot.blocks))
-        write = functools.partial(self._copy_back, snapshot, blocks, copied)
-        context.arrival = self.mover.run(write, int(snapshot.nbytes * part))
+        write = functools.partial(self._copy_back, snapshot, blocks, copied, self._copies.mark())
+        context.arrival = self._copies.inward.run(write, int(snapshot.nbytes * part))
         return context
 
     def _empty(self, context: TorchContext, blocks: list[tuple[int, int]]) -> TorchSnapshot:
@@ -103,12 +118,19 @@ class Swapper:
         lora = context.lora
         return self._fingerprint if lora is None else f"{self._fingerprint}:lora:{lora.digest.hex()[:32]}"
 
-    def _copy_out(self, snapshot: TorchSnapshot, blocks: list[int]) -> None:
-        self._memory.read_into(snapshot.data, blocks)
+    def _copy_out(self, snapshot: TorchSnapshot, blocks: list[int], mark: Any, read: Future[None]) -> None:
+        """`read` is done once the blocks may be written again, which can be before the copy is complete."""
+        try:
+            if blocks:
+                self._copies.out(snapshot.data, blocks, mark, lambda: read.set_result(None))
+        finally:
+            if not read.done():
+                read.set_result(None)
 
-    def _copy_back(self, snapshot: TorchSnapshot, blocks: list[int], rows: list[int]) -> None:
+    def _copy_back(self, snapshot: TorchSnapshot, blocks: list[int], rows: list[int], mark: Any) -> None:
         snapshot.wait()
-        self._memory.write(blocks, snapshot.data, rows)
+        if blocks:
+            self._copies.back(snapshot.data, blocks, rows, mark)
 
     def _reattach(self, snapshot: TorchSnapshot) -> set[int]:
         """Retain the snapshot's blocks that are still in the pool; give their rows. Raises KvExhausted."""

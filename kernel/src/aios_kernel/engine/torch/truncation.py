@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aios_kernel.engine.protocol import SamplingParams
 from aios_kernel.engine.torch.draws import pick
+from aios_kernel.engine.torch.transfer import on
 
 
 def truncate(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -29,8 +30,9 @@ def truncate(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     least = _column([p.min_p for p in params], weights) * weights.amax(dim=-1, keepdim=True)
     ranked = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1.0]
     if ranked:
-        some = weights if len(ranked) == len(params) else weights[ranked]
-        least[ranked] = torch.maximum(least[ranked], _last(some, [params[row] for row in ranked]))
+        index = on(weights.device, ranked)
+        some = weights if len(ranked) == len(params) else weights[index]
+        least[index] = torch.maximum(least[index], _last(some, [params[row] for row in ranked]))
     return _drop_below(weights, least)
 
 
@@ -39,10 +41,10 @@ def _last(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     vocab = weights.shape[1]
     ks = [min(p.top_k, vocab) or vocab for p in params]
     ordered = _largest(weights, max(ks))
-    first = torch.tensor([ordered.shape[1] - k for k in ks], device=weights.device)
+    first = on(weights.device, [ordered.shape[1] - k for k in ks])
     if min(ks) < ordered.shape[1]:
         ordered = ordered * (torch.arange(ordered.shape[1], device=weights.device) >= first[:, None])
-    share = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=weights.device)
+    share = on(weights.device, [p.top_p for p in params], np.float64)
     # A token is cut off while it and all the less likely ones together have no more than what top-p leaves out.
     index = torch.where(share < 1.0, pick(ordered, 1.0 - share), first)
     return ordered.gather(1, index[:, None])
@@ -68,4 +70,4 @@ def _drop_below(weights: Tensor, least: Tensor) -> Tensor:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return on(like.device, values, np.float32)[:, None]
