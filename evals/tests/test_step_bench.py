@@ -64,7 +64,8 @@ def test_the_parts_of_a_step_are_measured() -> None:
             parts = {row["part"]: row for row in rows if (row["path"], row["dtype"]) == (path, dtype)}
             assert parts.keys() - {"step", "outside"} == (ENGINE if path == "engine" else KERNEL)
             step, outside = parts.pop("step"), parts.pop("outside")
-            assert all(row["us"] > 0 for row in parts.values())
+            # Nobody hears of whole answers before their end: the loop may have nothing to do.
+            assert all(row["us"] > 0 for part, row in parts.items() if part != "front")
             assert step["us"] == pytest.approx(sum(row["us"] for row in parts.values()))
             assert outside["us"] == pytest.approx(step["us"] - parts["forward"]["us"])
             assert sum(row["share"] for row in parts.values()) == pytest.approx(1.0)
