@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from aios_kernel.engine.torch.lora.sites import site_of
 from aios_kernel.engine.torch.lora.table import Switch, table_of
+from aios_kernel.engine.torch.native.fused import NativePart
 from aios_kernel.engine.torch.native.layers import NativeGatedBlock, NativeLinear
 
 
 def attach(model: nn.Module, switch: Switch) -> None:
     """Have every layer that an adapter can change ask whether one does."""
     for module in list(model.modules()):
-        if isinstance(module, NativeLinear | NativeGatedBlock):
+        if isinstance(module, NativeLinear | NativeGatedBlock | NativePart):
             module.attach(switch)
         elif site_of(module) >= 0:
             module.register_forward_hook(_Behind(site_of(module), switch))

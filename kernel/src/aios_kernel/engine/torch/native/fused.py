@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aios_kernel.engine.torch.lora.table import Switch
+from aios_kernel.engine.torch.native import adapted
 from aios_kernel.engine.torch.native import linear as products
 from aios_kernel.engine.torch.native.layers import NativeLinear
 
@@ -43,16 +45,33 @@ class _Group(nn.Module):
 
 
 class NativePart(nn.Module):
-    """One layer of a group, in the place of a `NativeLinear`."""
+    """One layer of a group, in the place of a `NativeLinear`. Where adapters change it, it makes its own product."""
+
+    weight: Tensor
+    bias: Tensor | None
+    _switch: Switch | None
 
     def __init__(self, group: _Group, place: int, layer: NativeLinear, first: int) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.group = group
         self._place, self._first = place, first
+        end = first + self.out_features
+        panels = group.weight[first // products.PANEL : end // products.PANEL]
+        self.register_buffer("weight", panels, persistent=False)  # a view, as the bias
+        self.register_buffer("bias", None if group.bias is None else group.bias[first:end], persistent=False)
+        self.site, self._switch, self._number = layer.site, None, 0
+
+    def attach(self, switch: Switch) -> None:
+        """Let adapters change the layer while the switch is on."""
+        if self.site >= 0:
+            self._switch, self._number = switch, switch.number
 
     def forward(self, rows: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], a view of the product."""
+        if self._switch is not None and self._switch.on:
+            multiply = torch.ops.aios.multiply_adapted if torch.compiler.is_compiling() else adapted.multiply
+            return multiply(rows, self.weight, self.bias, self.out_features, self._number, self.site)
         product = self.group.product(rows, self._place)
         return product[..., self._first : self._first + self.out_features]
 
