@@ -59,11 +59,12 @@ class Life:
         self.dispatcher = Dispatcher(model, policy, self._deliver, space)
         self.dispatcher.start()
 
-    def ask(self, program: str, text: str, tokens: int = 8, **order: Any) -> Generation:
+    def ask(self, program: str, text: str, tokens: int = 8, *, stream: bool = False, **order: Any) -> Generation:
         """The program's next turn; its history is what was said before."""
         talk = self._talks.setdefault(program, [])
         talk.append(Message(role="user", content=text))
-        call = LlmChat(messages=[*talk], sampling=Sampling(max_tokens=tokens, temperature=0.0, **order))
+        sampling = Sampling(max_tokens=tokens, temperature=0.0, **order)
+        call = LlmChat(messages=[*talk], sampling=sampling, stream=stream)
         owner = Program(id=program, agent="a", principal="me", group=self.groups.get(program, "g"))
         generation = self._service.prepare(self.dispatcher.next_id(), call, owner)
         self.dispatcher.submit(generation)

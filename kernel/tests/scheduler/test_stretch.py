@@ -93,7 +93,9 @@ def test_who_comes_or_leaves_in_the_middle_is_seen_at_once(life: Any, policy: Wa
     short = life.ask("short", "think 3", tokens=3)
     life.wait([short])
     assert long.ended is None
-    arrived = next(place for place, entry in enumerate(policy.log) if entry == Arrived(short.id, "short"))
+    arrived = next(
+        place for place, entry in enumerate(policy.log) if isinstance(entry, Arrived) and entry.task == short.id
+    )
     told = [entry for entry in policy.log[:arrived] if isinstance(entry, Computed) and entry.task == long.id]
     assert sum(entry.generated for entry in told) > 1  # it knew all that was computed until then
     assert isinstance(policy.log[arrived + 1], Plan)

@@ -66,7 +66,7 @@ def test_tokens_are_handed_on_while_the_next_step_runs(make_life: Any, policies:
         deliver(updates)
 
     life.dispatcher._deliver = told
-    assert isinstance(life.hear("p", life.ask("p", "think 12", 30)), LlmResult)
+    assert isinstance(life.hear("p", life.ask("p", "think 12", 30, stream=True)), LlmResult)
     life.close()
     middle = "".join({"launch": "l", "collect": "c", "deliver": "d"}[word] for word in log)
     assert middle.count("ldc") >= 10
