@@ -148,17 +148,23 @@ def test_the_command_line_serves_adapters_and_lists_them(folders: dict[str, str]
             assert kernel.stdout is not None
             line = kernel.stdout.readline()
             url = next(word for word in line.replace(";", " ").split() if word.startswith("http"))
-            assert served(url, tmp_path) == ["demo", "french", "german"]
+            models = asked_by_http(url, tmp_path, "/models")["data"]
+            assert [model["id"] for model in models] == ["demo", "french", "german"]
+            body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8, "temperature": 0}
+            answers = [asked_by_http(url, tmp_path, "/chat/completions", {**body, "model": name}) for name in folders]
+            assert [answer["model"] for answer in answers] == [*folders]
+            assert answers[0]["choices"] != answers[1]["choices"]
         finally:
             kernel.send_signal(signal.SIGTERM)
             kernel.wait(30)
 
 
-def served(url: str, home: Path) -> list[str]:
+def asked_by_http(url: str, home: Path, path: str, body: Any = None) -> Any:
     token = (home / "run" / "token").read_text()
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        return [model["id"] for model in json.load(reply)["data"]]
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    data = json.dumps(body).encode() if body is not None else None
+    with urllib.request.urlopen(urllib.request.Request(f"{url}{path}", data, headers), timeout=60) as reply:
+        return json.load(reply)
 
 
 @pytest.mark.parametrize(

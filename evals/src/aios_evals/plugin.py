@@ -384,7 +384,7 @@ def moe(
     from aios_evals.moe_bench.models import ROUTINGS
     from aios_evals.moe_bench.run import Plan, run
 
-    rounds, tokens = (12, 64) if full else (5, 24)
+    rounds, tokens = (12, 64) if full else (4, 16)
     plan = Plan(routings=_known(routing, ROUTINGS), rounds=rounds, tokens=tokens, bytes_per_s=gb_per_s * 1e9)
     source = (
         f"a simulated device of {gb_per_s:g} GB/s" if gb_per_s else "their files, the page cache told to forget them"

@@ -45,9 +45,9 @@ class Plan:
     size: Size | None = None
     routings: Sequence[str] = ROUTINGS
     batches: Sequence[int] = (1, 8)
-    tokens: int = 24
-    rounds: int = 5
-    learn: int = 192
+    tokens: int = 16
+    rounds: int = 4
+    learn: int = 128
     bytes_per_s: float = 1e9
     int8: float = 0.5
 
@@ -98,17 +98,17 @@ def run(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _routing(run: _Run) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="aios-moe-") as name:
+    with tempfile.TemporaryDirectory(prefix="aios-moe-") as name, ExitStack() as stack:
         make(run.routing, Path(name), run.size)
+        runners = [*_runners(run, Path(name), stack)]
+        for runner in runners:
+            _learn(run, runner)
         for batch in run.plan.batches:
-            with ExitStack() as stack:
-                yield from _batch(run, batch, Path(name), stack)
+            yield from _batch(run, batch, runners)
 
 
-def _batch(run: _Run, batch: int, folder: Path, stack: ExitStack) -> Iterator[dict[str, Any]]:
-    runners = [*_runners(run, folder, stack)]
+def _batch(run: _Run, batch: int, runners: Sequence[_Runner]) -> Iterator[dict[str, Any]]:
     for runner in runners:
-        _learn(run, runner)
         _open(run, batch, runner)
     for _ in range(run.plan.rounds):
         for runner in runners:
@@ -183,6 +183,9 @@ def _open(run: _Run, batch: int, runner: _Runner) -> None:
     """Compute the prompts, and a few tokens to come to rest; then note where the figures begin."""
     from aios_kernel.engine.torch.experts.module import experts_in
 
+    for context in runner.contexts:
+        runner.engine.release(context)
+    runner.seconds, runner.cpu_seconds, runner.argmax, runner.asked = [], [], [], []
     settle = 4
     forced = run.plan.tokens * run.plan.rounds + settle + 1
     runner.contexts = _contexts(run, runner.engine, range(2, 2 + batch), forced)
