@@ -103,6 +103,7 @@ class Scope:
         self._lora: str | None = options.lora or (parent._lora if parent else None)
         self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
         self._models.update(options.models or {})
+        self._known_on: Connection | None = None
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
         self._lock = threading.RLock()
@@ -130,6 +131,10 @@ class Scope:
     def registered(self) -> Scope:
         """This scope, once the kernel knows its program: whoever is told of it may ask for it at once."""
         self._ensure_spawned()
+        # The spawn was sent without waiting, and calls that come by another connection do not queue behind it.
+        if self._known_on is not self._spawned_on:
+            self._link.client().call(self._spawn(), program=self.program)
+            self._known_on = self._spawned_on
         return self
 
     def lasting_options(self) -> dict[str, Any]:
