@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,13 @@ class Work:
 
     def converse(self, name: str) -> int:
         """One agent; gives how many of its calls were answered."""
+        try:
+            return self._converse(name)
+        except BaseException:
+            self.begun.abort()  # or the others would wait for it
+            raise
+
+    def _converse(self, name: str) -> int:
         client = OpenAI(api_key="none", max_retries=0)
         talk: list[Any] = [{"role": "system", "content": f"{name}. {RULES}"}]
         for turn in range(self.turns):
@@ -155,7 +162,10 @@ def main(agents: int = 9, turns: int = 8) -> None:
         watcher, work, names = Watcher(), Work(agents, turns), [f"agent{n}" for n in range(agents)]
         with ThreadPoolExecutor(agents) as pool:
             running = [pool.submit(aios.agent(work.converse, name=name), name) for name in names]
-            work.begun.wait()
+            with suppress(threading.BrokenBarrierError):
+                work.begun.wait()
+            if work.begun.broken:
+                raise next(error for each in running if (error := each.exception()) is not None)
             before = watcher.homes()
             dead = busiest(watcher)
             serving[dead].end(signal.SIGKILL)

@@ -100,7 +100,7 @@ class Stepper:
         batch = self._batch(plan)
         if batch:
             self._compute(batch)
-            if plan.repeat and not moved:
+            if plan.repeat and not moved and self._engine.capabilities.step_control:  # others give no token a step
                 self._stretch.begin(batch, plan.repeat)
         elif moved and self._may_move_on():
             self._fruitless += 1
@@ -197,9 +197,11 @@ class Stepper:
         self.tokens_computed += len(outputs)
         for held, output in zip(members, outputs, strict=True):
             token = output.token
-            if token is None:
+            if output.error is not None:
                 self.interrupt()
                 self._fail(held, output)
+            elif token is None:
+                self.interrupt()
             elif not held.generation.keep(token):
                 self._show(held, output)
 
