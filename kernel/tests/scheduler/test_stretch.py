@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
 import pytest
 
 from aios_kernel import errors
+from aios_kernel.engine.fake import fake_model
+from aios_kernel.engine.protocol import StepOutput
 from aios_kernel.scheduler.program import ProgramPolicy
 from aios_kernel.scheduler.protocol import Arrived, Computed, Event, Finished, Plan, ProgramEnded, View
 from aios_kernel.syscalls import LlmResult
@@ -51,8 +54,6 @@ def policy() -> Watched:
 
 @pytest.fixture
 def life(make_life: Any, policy: Watched) -> Any:
-    from aios_kernel.engine.fake import fake_model
-
     return make_life(fake_model(step_us=_SLOW_US), policy)
 
 
@@ -147,3 +148,34 @@ def _until(holds: Any) -> None:
             return
         waiting.wait(0.005)
     raise AssertionError("it did not come to that")
+
+
+class Halting:
+    """The fake engine; every fifth step gives nothing, as one whose answers come when they come."""
+
+    def __init__(self, engine: Any, *, step_control: bool) -> None:
+        self._engine = engine
+        self.capabilities = dataclasses.replace(engine.capabilities, step_control=step_control)
+        self.steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, plan: Any) -> Any:
+        self.steps += 1
+        if self.steps % 5:
+            return self._engine.step(plan)
+        return [StepOutput(context, 0) for context, _ in plan]
+
+
+@pytest.mark.parametrize("step_control", [True, False])
+def test_no_token_in_a_step_is_no_failure(make_life: Any, policy: Watched, *, step_control: bool) -> None:
+    loaded = fake_model()
+    engine: Any = Halting(loaded.engine, step_control=step_control)
+    life = make_life(dataclasses.replace(loaded, engine=engine), policy)
+    asked = [life.ask(f"p{n}", "think 60", tokens=60) for n in range(4)]
+    life.wait(asked)
+    for each in asked:
+        assert isinstance(each.ended, LlmResult), each.ended
+        assert each.ended.text == " ".join(f"w{k}" for k in range(60))
+    life.close()
