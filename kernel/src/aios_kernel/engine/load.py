@@ -71,6 +71,7 @@ def load_model(  # noqa: PLR0913 - what can be set
         config = _config(source)
         model = _weights(source, config, target, _dtype(dtype, config, target), experts)
     tokenizer = _tokenizer(source)
+    parameters = model.num_parameters()  # the engine packs weights, which are no parameters any more then
     engine = TorchEngine(model, name="torch", kv_tokens=kv_tokens, compile=compile)
     engine.warm_up()
     codec = TransformersCodec(
@@ -81,7 +82,7 @@ def load_model(  # noqa: PLR0913 - what can be set
         source.name,
         time.monotonic() - began,
         type(config).__name__.removesuffix("Config"),
-        _short(model.num_parameters()),
+        _short(parameters),
         str(model.dtype).removeprefix("torch."),
         target,
         f"{codec.window:,}",
