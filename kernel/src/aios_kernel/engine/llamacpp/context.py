@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aios_kernel.engine.protocol import Grammar, SamplingParams
+from aios_kernel.engine.sampled import Sampled
 
 NONE = -1
 
 
 @dataclass(slots=True, eq=False)
-class LlamaContext:
+class LlamaContext(Sampled):
     """See `aios_kernel.engine.protocol.Context`.
 
     Attributes:
@@ -60,12 +61,6 @@ class LlamaContext:
     def wants_prompt(self) -> bool:
         """Whether log-probabilities of prompt tokens are still due, so that each of them must be computed."""
         return self.sampling.prompt_logprobs is not None and self.computed < self.prompt
-
-    @property
-    def sampled_by_grammar(self) -> bool:
-        """Whether all that its grammar allows must be known, whatever the model's first choice is."""
-        sampling = self.sampling
-        return self.grammar is not None and bool(sampling.temperature or sampling.forced or sampling.margin)
 
     def twin(self) -> LlamaContext:
         """A context in the same state, without sequence and cells."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios_kernel.engine.protocol import Grammar, SamplingParams
+from aios_kernel.engine.sampled import Sampled
 
 KEY = "aios_context"
 """Where in the `extra_args` of a request of vLLM its context stands."""
 
 
 @dataclass(slots=True, eq=False)
-class VllmContext:
+class VllmContext(Sampled):
     """See `aios_kernel.engine.protocol.Context`.
 
     Attributes:
@@ -61,12 +62,6 @@ class VllmContext:
     def pending(self) -> int:
         """Tokens not computed yet."""
         return len(self.tokens) - self.computed
-
-    @property
-    def sampled_by_grammar(self) -> bool:
-        """Whether all that its grammar allows must be known, whatever the model's first choice is."""
-        sampling = self.sampling
-        return self.grammar is not None and bool(sampling.temperature or sampling.forced or sampling.margin)
 
     def twin(self) -> VllmContext:
         """A context in the same state, without a request."""
