@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from aios_kernel.engine.torch.paged import kernels
 
-PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 POINTERS = {
     **dict.fromkeys(("slots", "offsets", "tables", "lengths", "shared", "units", "pieces"), "*i64"),
     **dict.fromkeys(("partial", "weights"), "*fp32"),
@@ -99,16 +99,23 @@ def taken(
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, values, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    return {"shared_bytes": made.metadata.shared, **_assembled(made.asm["ptx"])}
+    return {"shared_bytes": made.metadata.shared, **_assembled(made.asm["ptx"], target)}
 
 
-def _assembled(ptx: str) -> dict[str, int | None]:
+def _assembled(ptx: str, target: int) -> dict[str, int | None]:
     architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert architecture is not None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
-        command = [str(PTXAS), "-v", f"--gpu-name={architecture[1]}", str(file), "-o", str(Path(folder) / "cubin")]
+        command = [
+            get_ptxas(target).path,
+            "-v",
+            f"--gpu-name={architecture[1]}",
+            str(file),
+            "-o",
+            str(Path(folder) / "cubin"),
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
