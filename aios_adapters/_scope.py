@@ -28,6 +28,7 @@ from aios_kernel.client import Client, Connection
 from aios_kernel.syscalls import (
     AgentExit,
     AgentSpawn,
+    KernelInfo,
     LlmChat,
     LlmDelta,
     LlmResult,
@@ -131,9 +132,10 @@ class Scope:
     def registered(self) -> Scope:
         """This scope, once the kernel knows its program: whoever is told of it may ask for it at once."""
         self._ensure_spawned()
-        # The spawn was sent without waiting, and calls that come by another connection do not queue behind it.
+        # The spawn was sent without waiting, and calls that come by another connection do not queue behind it; any
+        # answer on this one says that it was heard.
         if self._known_on is not self._spawned_on:
-            self._link.client().call(self._spawn(), program=self.program)
+            self._link.client().call(KernelInfo(), program=self.program)
             self._known_on = self._spawned_on
         return self
 
