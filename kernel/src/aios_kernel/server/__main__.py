@@ -37,8 +37,8 @@ def main() -> int:
         config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
         asyncio.run(_serve(config, options))
     except errors.AiosError as error:
-        _report(options.report_fd, msgspec.msgpack.encode(failed(0, error)))
-        sys.stderr.write(f"error: {error}\n")
+        if not _report(options.report_fd, msgspec.msgpack.encode(failed(0, error))):  # or who started it says so
+            sys.stderr.write(f"error: {error}\n")
         return 2
     except Exception as error:  # noqa: BLE001 - whoever started it must learn why, whatever it was
         _log.exception("the kernel ended")
@@ -56,13 +56,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _report(descriptor: int, message: bytes) -> None:
-    if descriptor >= 0:
-        try:
-            os.write(descriptor, message)
-            os.close(descriptor)
-        except OSError:
-            _log.debug("whoever started this kernel does not listen any more")
+def _report(descriptor: int, message: bytes) -> bool:
+    """Tell whoever started this kernel, once; gives whether that was heard."""
+    if descriptor < 0:
+        return False
+    try:
+        os.write(descriptor, message)
+        os.close(descriptor)
+    except OSError:
+        _log.debug("whoever started this kernel does not listen any more")
+        return False
+    return True
 
 
 async def _serve(config: Config, options: argparse.Namespace) -> None:
