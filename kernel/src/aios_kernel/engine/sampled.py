@@ -9,12 +9,21 @@ class Sampled:
     """A context whose tokens our sampler chooses.
 
     Attributes:
+        tokens: prompt and answer.
         sampling: of its answer.
         grammar: of its answer.
+        computed: how many of the tokens have KV.
     """
 
+    tokens: list[int]
     sampling: SamplingParams
     grammar: Grammar | None
+    computed: int
+
+    @property
+    def pending(self) -> int:
+        """Tokens not computed yet."""
+        return len(self.tokens) - self.computed
 
     @property
     def greedy(self) -> bool:

@@ -53,11 +53,6 @@ class LlamaContext(Sampled):
         return cls([*tokens], sampling, grammar, lora, salt, prompt=len(tokens))
 
     @property
-    def pending(self) -> int:
-        """Tokens not computed yet."""
-        return len(self.tokens) - self.computed
-
-    @property
     def wants_prompt(self) -> bool:
         """Whether log-probabilities of prompt tokens are still due, so that each of them must be computed."""
         return self.sampling.prompt_logprobs is not None and self.computed < self.prompt

@@ -58,11 +58,6 @@ class VllmContext(Sampled):
         """A context of a prompt, nothing of it computed."""
         return cls([*tokens], sampling, grammar, lora, salt, prompt=len(tokens))
 
-    @property
-    def pending(self) -> int:
-        """Tokens not computed yet."""
-        return len(self.tokens) - self.computed
-
     def twin(self) -> VllmContext:
         """A context in the same state, without a request."""
         grammar = self.grammar.fork() if self.grammar is not None else None
