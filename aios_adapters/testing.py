@@ -60,6 +60,7 @@ def fake_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Ke
         "MODEL": "fake",
         "EMBEDDER": "hash",
         "VECTORS": "exact",
+        "START_TIMEOUT_S": "90",  # sooner than pytest's own limit: its error tells what the kernel was at
     }
     for name, value in settings.items():
         monkeypatch.setenv(f"AIOS_{name}", value)

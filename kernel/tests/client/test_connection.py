@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from aios_kernel import errors
-from aios_kernel.client import Client, Connection, _connection, connect
+from aios_kernel.client import Client, Connection, _connection, _launch, connect
 from aios_kernel.config import Config, socket_of, token_file_of
 from aios_kernel.server.inprocess import InProcessKernel
 from aios_kernel.server.runtime import lock_home, write_token
@@ -154,6 +155,27 @@ def test_a_kernel_that_is_leaving_is_waited_for_and_replaced(tmp_path: Path) -> 
     ends_at = time.monotonic() + 10
     while socket_of(config).exists() and time.monotonic() < ends_at:
         time.sleep(0.05)
+
+
+def test_a_kernel_process_that_hangs_before_it_is_up_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"""#!/bin/sh
+if [ -e {pid} ]; then exec {sys.executable} "$@"; fi
+echo $$ > {pid}
+exec sleep 600
+""")
+    python.chmod(0o755)
+    monkeypatch.setattr(_launch, "_UP_S", 2.0)
+    config = Config(
+        home=str(tmp_path / "aios"), python=str(python), model="fake", embedder="hash", vectors="exact", grace_s=0.2
+    )
+    connection = connect(config)
+    assert isinstance(Client(connection).call(chat("say hi")), LlmResult)
+    connection.close()
+    with pytest.raises(ProcessLookupError):  # the reaper has waited for it long since
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_data_directory_that_cannot_be_is_a_typed_error(tmp_path: Path) -> None:

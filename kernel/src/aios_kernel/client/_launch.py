@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -21,6 +22,8 @@ from aios_kernel.config import Config, home_of, load, socket_of, token_file_of
 from aios_kernel.syscalls import Failed
 
 _POLL_S = 0.05
+_UP_S = 30.0
+"""A kernel process that has not even taken its lock after so long never will: it is ended and started anew."""
 
 
 def connect(config: Config | None = None, *, client: str = "", start: bool | None = None) -> Connection:
@@ -112,6 +115,8 @@ def _start_and_join(config: Config, client: str) -> Connection:
     ends_at = time.monotonic() + config.start_timeout_s
     while time.monotonic() < ends_at:
         failure = _launch(config, log, ends_at)
+        if isinstance(failure, _Stillborn):
+            continue
         if failure is not None and failure.code != errors.KernelLocked.code:
             raise failure
         connection = _join(config, client, ends_at)
@@ -151,7 +156,11 @@ def _locked(config: Config) -> bool:
 
 
 def _silent(config: Config, log: Path) -> str:
-    return f"the kernel did not answer within {config.start_timeout_s:.0f} s; its log is {log}"
+    return f"the kernel did not answer within {config.start_timeout_s:.0f} s; its log, {log}, ends:\n{_tail(log)}"
+
+
+class _Stillborn(errors.KernelUnavailable):
+    """A kernel process that hung before it took its lock, and was ended."""
 
 
 def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | None:
@@ -178,10 +187,17 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(kernel_input(config))
-        ready, _, _ = select.select([reports], [], [], max(0.0, ends_at - time.monotonic()))
-        report = reports.read() if ready else b""
+        reported = _readable(reports, min(ends_at, time.monotonic() + _UP_S))
+        up = reported or _locked(config)
+        if up and not reported:
+            reported = _readable(reports, ends_at)
+        report = reports.read() if reported else b""
+    if not up:
+        process.kill()
     threading.Thread(target=process.wait, name="aios-reaper", daemon=True).start()  # it may outlive us, or not
-    if not ready:
+    if not up:
+        return _Stillborn(f"a kernel process hung at its start; its log is {log}")
+    if not reported:
         return errors.KernelUnavailable(_silent(config, log), fix="raise start_timeout_s; `aios doctor`")
     if report == b"ready":
         return None
@@ -189,6 +205,11 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
         failed = msgspec.msgpack.decode(report, type=Failed)
         return errors.from_code(failed.code, failed.message, fix=failed.fix)
     return _no_extras(config, _tail(log))
+
+
+def _readable(reports: IO[bytes], until: float) -> bool:
+    """Whether something, or the end, can be read before a moment of the monotonic clock."""
+    return bool(select.select([reports], [], [], max(0.0, until - time.monotonic()))[0])
 
 
 def _tail(log: Path, lines: int = 5) -> str:

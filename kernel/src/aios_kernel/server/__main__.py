@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -22,6 +23,8 @@ from aios_kernel.server.log import KernelLog
 from aios_kernel.server.runtime import running_kernel
 
 _log = logging.getLogger("aios_kernel")
+_SLOW_START_S = 60.0
+"""While a start takes longer, what every thread is at goes to the log, over and over: a hang must leave a trace."""
 _COLLECT = (20_000, 20, 20)
 """When Python looks for cycles. Open calls are many objects and no cycles: with Python's own numbers, a kernel with
 10,000 of them spends a third of its time on looking."""
@@ -33,6 +36,7 @@ def main() -> int:
     handlers = None if options.log is None else [KernelLog(options.log)]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
+    faulthandler.dump_traceback_later(_SLOW_START_S, repeat=True)
     try:
         config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
         asyncio.run(_serve(config, options))
@@ -75,6 +79,7 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             kernel.loop.add_signal_handler(number, kernel.shutdown.set)
         _collect_seldom()
+        faulthandler.cancel_dump_traceback_later()
         _log.info("ready after %.1f s: %s", time.monotonic() - began, kernel.describe())
         _report(options.report_fd, b"ready")
         kernel.leaves = options.leave_with_last_client
