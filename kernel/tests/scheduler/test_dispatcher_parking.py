@@ -193,6 +193,18 @@ def test_a_prompt_that_goes_elsewhere_shares_what_is_common(scene: Scene) -> Non
     assert arrived.length - arrived.pending == other.cached < parked.length
 
 
+def test_what_is_shared_within_a_block_costs_no_further_step(scene: Scene) -> None:
+    """The policy plans what it sees pending; the context takes the shared tokens on top of that."""
+    scene.life.turn("p", "think about rivers and what they carry to the sea in spring")
+    scene.life._talks["p"].clear()
+    scene.policy.views.clear()
+    other = scene.life.ask("p", "something else", 1)
+    scene.life.hear("p", other)
+    assert 0 < other.cached < len(other.order.prompt) - 1
+    assert other.cached % scene.life.model.engine.capabilities.block_size
+    assert len([view for view in scene.policy.views if view.tasks]) == 1
+
+
 def test_a_program_that_ends_leaves_nothing_parked(scene: Scene) -> None:
     for program in ("p", "q"):
         scene.life.turn(program, "think about rivers")

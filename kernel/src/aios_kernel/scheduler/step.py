@@ -96,8 +96,10 @@ class Stepper:
         self.waits = plan.waits
         for task, error in plan.refuse:
             self._roster.fail([held for held in (self._roster.held.get(task),) if held is not None], error)
+        tasks = self.view.by_id()
+        seen = {task: tasks[task].pending for task in plan.admit if task in tasks}
         moved = self._moves.carry_out(plan)
-        batch = self._batch(plan)
+        batch = self._batch(plan, seen)
         if batch:
             self._compute(batch)
             if plan.repeat and not moved and self._engine.capabilities.step_control:  # others give no token a step
@@ -134,8 +136,12 @@ class Stepper:
             index=index,
         )
 
-    def _batch(self, plan: Plan) -> list[tuple[Held, Context, int]]:
-        """The part of the plan that can run: resident contexts, each once, within the pool and the engine's limits."""
+    def _batch(self, plan: Plan, seen: Mapping[int, int]) -> list[tuple[Held, Context, int]]:
+        """The part of the plan that can run: resident contexts, each once, within the pool and the engine's limits.
+
+        `seen` tells how many tokens the policy saw pending of those that have just got their contexts. What it left out
+        since it is parked, a context takes, as far as it lies within a block, only as it computes.
+        """
         engine, limits = self._engine, self._engine.capabilities
         free, budget = engine.kv_free(), limits.max_step_tokens
         batch: dict[int, tuple[Held, Context, int]] = {}
@@ -144,7 +150,8 @@ class Stepper:
             context = held.context if held is not None else None
             if held is None or context is None or task in batch or len(batch) >= limits.max_batch:
                 continue
-            tokens = min(tokens, context.pending, budget)
+            uncounted = max(0, context.pending - seen.get(task, context.pending))
+            tokens = min(tokens + uncounted, context.pending, budget)
             need = engine.kv_need(context, tokens) if tokens > 0 else 0
             if tokens > 0 and need <= free:
                 batch[task] = (held, context, tokens)
