@@ -119,6 +119,7 @@ def _vllm(config: Config) -> LoadedModel:
         home=home_of(config),
         slots=config.server_slots,
         hints=config.server_hints,
+        loras=config.loras,
     )
 
 
@@ -153,7 +154,12 @@ def _openai(config: Config) -> LoadedModel:
         raise ConfigError(f"{config.model} needs {error.name}", fix="pip install 'aios-kernel[openai]'") from error
     name = config.model.partition(":")[2]
     return openai_model(
-        name, config.base_url, api_key=config.api_key, slots=config.server_slots, hints=config.server_hints
+        name,
+        config.base_url,
+        api_key=config.api_key,
+        slots=config.server_slots,
+        hints=config.server_hints,
+        loras=config.loras,
     )
 
 

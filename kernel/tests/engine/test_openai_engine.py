@@ -509,3 +509,32 @@ def test_loading_what_is_not_there(server: Server) -> None:
         with pytest.raises(errors.EngineUnavailable, match="silent"):
             openai_model("one", f"http://127.0.0.1:{unused.getsockname()[1]}/v1", patience=IMPATIENT)
     assert not any(thread.name == "aios-openai" for thread in threading.enumerate())
+
+
+def test_an_adapter_is_a_model_of_the_server(make: Callable[..., Bench], server: Server) -> None:
+    bench = make(loras={"french": "tiny-french"})
+    hello = [Message("user", "hello")]
+    for call in (
+        LlmChat(messages=hello),
+        LlmChat(messages=hello, lora="french"),
+        LlmChat(messages=hello, model="french"),
+    ):
+        assert bench.ask(call).text == "hi"
+    assert [asked["model"] for asked in server.asked] == ["tiny", "tiny-french", "tiny-french"]
+    engine: Any = bench.model.engine
+    engine.load_lora("french", "tiny-french")  # as the kernel does for all that are configured
+    assert dict(engine.loras()) == {"french": 0}
+    with pytest.raises(errors.UnknownModel, match="german"):
+        bench.ask(LlmChat(messages=hello, lora="german"))
+    with pytest.raises(errors.Unsupported):
+        engine.load_lora("german", "tiny-german")
+    with pytest.raises(errors.Unsupported):
+        engine.unload_lora("french")
+
+
+def test_without_adapters_there_is_no_lora(make: Callable[..., Bench], server: Server) -> None:
+    bench = make()
+    assert not bench.model.engine.capabilities.lora
+    with pytest.raises(errors.AiosError, match=r"LoRA|adapter"):
+        bench.ask(LlmChat(messages=[Message("user", "hello")], lora="french"))
+    assert server.asked == []

@@ -90,6 +90,44 @@ def test_vllm_does_not_outlive_a_killed_kernel(tmp_path: Path, vllm_settings: An
     until(lambda: not group_lives(server), 60)
 
 
+def test_adapters_answer_as_on_the_torch_engine(tmp_path: Path, vllm_settings: Any, lora_writer: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    base = AutoModelForCausalLM.from_pretrained(DEMO)
+    folder = lora_writer(tmp_path / "odd", base, rank=6, seed=1, target_modules=layers)
+    answers: list[list[str]] = []
+    for model in (f"vllm:{DEMO}", str(DEMO)):
+        config = Config(
+            kernel="inprocess",
+            home=str(tmp_path / model[:4]),
+            model=model,
+            dtype="float32",
+            vllm=vllm_settings,
+            loras={"odd": str(folder)},
+            embedder="hash",
+            vectors="exact",
+        )
+        running = InProcessKernel(config)
+        try:
+            answers.append([_answer(running, lora) for lora in (None, "odd", "odd", None)])
+        finally:
+            running.stop()
+    assert answers[0] == answers[1]
+    plain, odd, again, last = answers[0]
+    assert plain == last != odd == again
+
+
+def _answer(kernel: InProcessKernel, lora: str | None) -> str:
+    connection = kernel.connect("tester")
+    sampling = Sampling(temperature=0.0, max_tokens=12)
+    call = LlmChat(messages=[Message("user", "What is 12 * 7?")], sampling=sampling, lora=lora)
+    result = Client(connection).call(call)
+    connection.close()
+    assert isinstance(result, LlmResult)
+    return result.text
+
+
 def group_lives(leader: int) -> bool:
     try:
         os.killpg(leader, 0)

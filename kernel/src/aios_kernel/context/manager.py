@@ -88,12 +88,12 @@ class ContextManager:
         return max(contexts, key=lambda context: context.computed, default=None)
 
     def _open(self, order: Order) -> Context:
-        if self._engine.capabilities.callers and order.lora is None:
+        if self._engine.capabilities.callers:
             family = order.root or order.program
             caller = Caller(order.program, family, order.agent, order.priority, order.max_tokens)
             engine = cast("ForCallers", self._engine)
             return engine.open_for(
-                caller, order.prompt, sampling=order.sampling, grammar=order.grammar, salt=order.salt
+                caller, order.prompt, sampling=order.sampling, grammar=order.grammar, lora=order.lora, salt=order.salt
             )
         return self._engine.open(
             order.prompt, sampling=order.sampling, grammar=order.grammar, lora=order.lora, salt=order.salt

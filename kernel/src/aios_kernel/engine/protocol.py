@@ -377,7 +377,14 @@ class ForCallers(Protocol):
     """What an engine with `Capabilities.callers` offers: it passes on what it is told of a caller."""
 
     def open_for(
-        self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
+        self,
+        caller: Caller,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingParams,
+        grammar: Grammar | None,
+        lora: str | None,
+        salt: bytes,
     ) -> Context:
         """As `Engine.open`."""
         ...

@@ -15,7 +15,7 @@ from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.engine.openai.tokens import WINDOW, Prompt
 from aios_kernel.engine.openai.wire import request_body
 from aios_kernel.engine.protocol import Caller, Capabilities, Grammar, KvExhausted, SamplingParams, StepOutput
-from aios_kernel.errors import AiosError, EngineUnavailable, SnapshotError, Unsupported
+from aios_kernel.errors import AiosError, EngineUnavailable, SnapshotError, UnknownModel, Unsupported
 from aios_kernel.process import NAMELESS
 from aios_kernel.scheduler.settings import ServerHints
 from aios_kernel.syscalls import LlmChat, Replica
@@ -60,15 +60,25 @@ class OpenAIEngine:
         model: its name there.
         slots: calls that are open at once.
         hints: what the servers are told beside the calls; None: nothing.
+        loras: LoRA adapters that the servers have loaded, and the models' names that they have there.
     """
 
     name = "openai"
 
-    def __init__(self, servers: Servers, model: str, *, slots: int, hints: ServerHints | None = None) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        model: str,
+        *,
+        slots: int,
+        hints: ServerHints | None = None,
+        loras: Mapping[str, str] | None = None,
+    ) -> None:
         self.fingerprint = f"openai:{servers.url}:{model}"
         self._servers = servers
         self._hints = hints or ServerHints()
         self._model = model
+        self._loras = dict(loras or {})
         self._live: set[RemoteContext] = set()
         self._news = threading.Event()
         # There is no pool to fill: a slot is a block, which has room for a whole sequence.
@@ -79,7 +89,25 @@ class OpenAIEngine:
             max_step_tokens=slots * WINDOW,
             snapshot=self._hints.slice_tokens > 0,
             callers=True,
+            lora=bool(self._loras),
         )
+
+    def load_lora(self, name: str, source: str) -> None:
+        """Nothing to do for an adapter that was named at the start. Raises Unsupported for any other."""
+        if name not in self._loras:
+            self._lacks("way to load an adapter while it serves")
+
+    def unload_lora(self, name: str) -> None:
+        """Not offered."""
+        self._lacks("unloading of adapters")
+
+    def prefetch_lora(self, name: str) -> None:
+        """Nothing to do: the server brings in what it needs. Raises UnknownModel."""
+        self._name_of(name)
+
+    def loras(self) -> Mapping[str, int]:
+        """The adapters by name; their memory is the server's matter."""
+        return dict.fromkeys(self._loras, 0)
 
     def open(
         self,
@@ -91,26 +119,34 @@ class OpenAIEngine:
         salt: bytes = b"",
     ) -> RemoteContext:
         """As `open_for`, for a caller that is not known."""
-        if lora is not None:
-            self._lacks("LoRA")
-        return self.open_for(_NOBODY, tokens, sampling=sampling, grammar=grammar, salt=salt)
+        return self.open_for(_NOBODY, tokens, sampling=sampling, grammar=grammar, lora=lora, salt=salt)
 
     def open_for(
-        self, caller: Caller, tokens: Sequence[int], *, sampling: SamplingParams, grammar: Grammar | None, salt: bytes
+        self,
+        caller: Caller,
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingParams,
+        grammar: Grammar | None,
+        lora: str | None,
+        salt: bytes,
     ) -> RemoteContext:
         """Send the call that the tokens stand for; of `sampling` the seed counts, the rest is in the call.
 
         Raises:
             KvExhausted: all slots are taken.
+            UnknownModel: there is no such adapter.
+            Unsupported: no adapters were named at the start.
             ValueError: the tokens are not of this engine's codec.
         """
+        model = self._name_of(lora)
         if not isinstance(tokens, Prompt):
             raise ValueError("the openai engine opens calls, not tokens")
         if len(self._live) >= self.capabilities.max_batch:
             raise KvExhausted("all slots are taken")
         call, hints, servers = tokens.call, self._hints, self._servers
         caller = replace(caller, family=_family(caller, call))
-        body = request_body(call, self._model, sampling.seed) | hint_fields(hints, caller, call, salt)
+        body = request_body(call, model, sampling.seed) | hint_fields(hints, caller, call, salt)
         context = RemoteContext(
             tokens,
             Request(body, hint_headers(hints, caller), caller.family),
@@ -202,6 +238,19 @@ class OpenAIEngine:
     def replicas(self) -> Sequence[Replica]:
         """See `ForCallers`."""
         return self._servers.replicas() if self._servers.several else ()
+
+    def _name_of(self, lora: str | None) -> str:
+        """What the model is called at the servers, with an adapter or without."""
+        if lora is None:
+            return self._model
+        if not self._loras:
+            self._lacks("LoRA")
+        if lora not in self._loras:
+            raise UnknownModel(
+                f'there is no LoRA adapter "{lora}"; loaded: {", ".join(sorted(self._loras))}',
+                fix=f"aios serve --lora {lora}=NAME",
+            )
+        return self._loras[lora]
 
     def _output(self, context: RemoteContext) -> StepOutput:
         taken = context.take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.engine.openai.codec import RemoteCodec
@@ -16,7 +17,7 @@ from aios_kernel.scheduler.settings import ServerHints
 _log = logging.getLogger(__name__)
 
 
-def openai_model(
+def openai_model(  # noqa: PLR0913 - what can be set
     name: str,
     base_url: str,
     *,
@@ -25,6 +26,7 @@ def openai_model(
     patience: Patience | None = None,
     hints: ServerHints | None = None,
     watch: Watch | None = None,
+    loras: Mapping[str, str] | None = None,
 ) -> LoadedModel:
     """Connect to an OpenAI-compatible server, or to several that serve the same model; of these one must be up.
 
@@ -36,6 +38,7 @@ def openai_model(
         patience: how long to wait for the server.
         hints: what the server is told beside the calls; None: nothing.
         watch: how closely several servers are watched.
+        loras: LoRA adapters by the names that agents use, and the model names that the server has for them.
 
     Raises:
         ConfigError: `base_url` is missing or no URL.
@@ -52,7 +55,8 @@ def openai_model(
     except BaseException:
         servers.close()
         raise
-    return LoadedModel(name, OpenAIEngine(servers, name, slots=slots, hints=hints), RemoteCodec())
+    engine = OpenAIEngine(servers, name, slots=slots, hints=hints, loras=loras)
+    return LoadedModel(name, engine, RemoteCodec())
 
 
 def _found(name: str, servers: Servers) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from aios_kernel.engine.openai.engine import OpenAIEngine
 from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.engine.vllm.child import ChildServer
@@ -13,8 +15,17 @@ class VllmEngine(OpenAIEngine):
 
     name = "vllm"
 
-    def __init__(self, servers: Servers, model: str, child: ChildServer, *, slots: int, hints: ServerHints) -> None:
-        super().__init__(servers, model, slots=slots, hints=hints)
+    def __init__(
+        self,
+        servers: Servers,
+        model: str,
+        child: ChildServer,
+        *,
+        slots: int,
+        hints: ServerHints,
+        loras: Collection[str] = (),
+    ) -> None:
+        super().__init__(servers, model, slots=slots, hints=hints, loras={name: name for name in loras})
         self.fingerprint = f"vllm:{model}"
         self._child = child
 

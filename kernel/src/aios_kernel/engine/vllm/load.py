@@ -8,11 +8,13 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from aios_kernel.chat.protocol import LoadedModel
+from aios_kernel.engine._lora_source import locate_lora
 from aios_kernel.engine.openai.codec import RemoteCodec
 from aios_kernel.engine.openai.servers import Servers
 from aios_kernel.engine.settings import VllmSettings
@@ -27,7 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 def vllm_model(
-    model: str, settings: VllmSettings, *, home: Path, slots: int = 64, hints: ServerHints | None = None
+    model: str,
+    settings: VllmSettings,
+    *,
+    home: Path,
+    slots: int = 64,
+    hints: ServerHints | None = None,
+    loras: Mapping[str, str] | None = None,
 ) -> LoadedModel:
     """Start vLLM's server for a model and wait until it answers.
 
@@ -40,9 +48,11 @@ def vllm_model(
         home: data directory; its log is `run/vllm.log` there.
         slots: calls that are open there at once.
         hints: what it is told beside the calls; priorities and salts always are.
+        loras: adapters in PEFT's format by name, each a folder or a Hugging Face id; no others can be loaded later.
 
     Raises:
-        ConfigError: vLLM is not installed where it is looked for, or a setting is wrong.
+        ConfigError: vLLM is not installed where it is looked for, or a setting or an adapter is wrong.
+        UnknownModel: an adapter is not where it should be.
         EngineUnavailable: the server does not come up.
     """
     if not settings.python and importlib.util.find_spec("vllm") is None:
@@ -54,7 +64,7 @@ def vllm_model(
     name = Path(model).name if Path(model).is_dir() else model
     port, key = free_port(), secrets.token_hex(16)
     child = ChildServer(
-        command(model, name, port, settings),
+        command(model, name, port, settings, {name: locate_lora(source) for name, source in (loras or {}).items()}),
         environment(key),
         log=home / "run" / "vllm.log",
         healthy=lambda: _answers(port),
@@ -64,7 +74,7 @@ def vllm_model(
     child.start()
     hints = msgspec.structs.replace(hints or ServerHints(), priority=True, cache_salt=True)
     servers = Servers([ChildModelServer(f"http://127.0.0.1:{port}/v1", key, child)])
-    engine = VllmEngine(servers, name, child, slots=slots, hints=hints)
+    engine = VllmEngine(servers, name, child, slots=slots, hints=hints, loras=loras or {})
     _log.info("vLLM serves %s after %.1f s, pid %s", name, time.monotonic() - began, child.pid)
     return LoadedModel(name, engine, RemoteCodec())
 
