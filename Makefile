@@ -11,7 +11,7 @@ demo: setup ## Agents of four frameworks at once on the demo model, with and wit
 	$(BIN)/aios demo
 
 test: setup ## The default suite: no network, no GPU, a few minutes on two cores.
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: setup ## Long suites: state machines, kills, real frameworks on the demo model.
 	$(BIN)/python -m pytest -m "slow and not gpu" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning

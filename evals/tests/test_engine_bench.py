@@ -159,6 +159,7 @@ def bench(home: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_command_measures_ours_and_generate_and_names_the_missing_peer(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     chosen = [part for name in ("torch", "generate", "vllm") for part in ("--engine", name)]

@@ -15,6 +15,7 @@ SMALL = Asked(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_both_engines_run_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {}

@@ -22,7 +22,7 @@ from aios_kernel.errors import ConfigError
 
 Prompt = Callable[..., list[int]]
 GREEDY = SamplingParams()
-KINDS = ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "qwen3_moe"))]
+KINDS = ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "phi3", "qwen3_moe"))]
 """Plain; alternating windows and capped scores; a window everywhere; experts."""
 pytestmark = pytest.mark.skipif(not served(torch.device("cpu")), reason="Triton's interpreter is not here")
 
@@ -194,6 +194,7 @@ def recorder(monkeypatch: Any) -> Any:
     return record
 
 
+@pytest.mark.slow
 def test_graphs_read_their_own_memory_only(
     make_paged: Any, drive: Any, oracles: Any, prompt: Prompt, recorder: Any
 ) -> None:
@@ -248,6 +249,7 @@ def ahead(make_paged: Any, drive: Any, recorder: Any) -> Any:
     return drive(engine)
 
 
+@pytest.mark.slow
 def test_the_next_step_is_begun_before_anybody_knows_the_tokens(ahead: Any, oracles: Any, prompt: Prompt) -> None:
     oracle, engine = oracles("llama"), ahead.engine
     contexts = [ahead.open(prompt(length)) for length in (13, 30, 47)]
