@@ -229,7 +229,9 @@ def step(
 def overhead(
     json: Json = False,
     full: Full = False,
-    path: Annotated[list[str] | None, typer.Option(help="engine, kernel, socket, stream; again for several.")] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(help="engine, text, kernel, socket, stream; again for several.")
+    ] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clients, each with one call open.")] = 32,
 ) -> None:

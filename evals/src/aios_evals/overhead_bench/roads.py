@@ -49,21 +49,15 @@ class EngineRoad:
         self._codec = kernel.kernel.model.codec
         self._engine: Any = kernel.kernel.model.engine
 
-    def prepare(self, calls: Sequence[LlmChat]) -> list[list[int]]:
+    def prepare(self, calls: Sequence[LlmChat]) -> Any:
         """Prompts as tokens."""
         return [self._codec.encode_chat(call) for call in calls]
 
-    def answer(self, prepared: list[list[int]]) -> None:
+    def answer(self, prepared: Any) -> None:
         """See `Road.answer`."""
-        contexts = self._prefill(prepared)
-        plan = [(context, 1) for context in contexts]
-        for _ in range(NEW - 1):
-            self._engine.step(plan)
-        for context, prompt in zip(contexts, prepared, strict=True):
-            assert len(context.tokens) == len(prompt) + NEW
-            self._engine.release(context)
+        self._generate(prepared)
 
-    def first_token_s(self, prepared: list[list[int]]) -> float:
+    def first_token_s(self, prepared: Any) -> float:
         """See `Road.first_token_s`."""
         began = time.perf_counter()
         contexts = self._prefill(prepared)
@@ -75,6 +69,16 @@ class EngineRoad:
     def close(self) -> None:
         """The kernel ends by itself."""
 
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        contexts = self._prefill(prompts)
+        plan = [(context, 1) for context in contexts]
+        for _ in range(NEW - 1):
+            self._engine.step(plan)
+        for context, prompt in zip(contexts, prompts, strict=True):
+            assert len(context.tokens) == len(prompt) + NEW
+            self._engine.release(context)
+        return contexts
+
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         from aios_kernel.engine.protocol import SamplingParams
 
@@ -84,6 +88,28 @@ class EngineRoad:
         for first in range(0, len(contexts), at_once):
             engine.step([(context, context.pending) for context in contexts[first : first + at_once]])
         return contexts
+
+
+class TextRoad(EngineRoad):
+    """The same loop for whom the prompts are chats and the answers text, as for everybody who asks a model."""
+
+    def prepare(self, calls: Sequence[LlmChat]) -> Any:
+        """The calls themselves."""
+        return calls
+
+    def answer(self, prepared: Any) -> None:
+        """See `Road.answer`."""
+        prompts = [self._codec.encode_chat(call) for call in prepared]
+        contexts = self._generate(prompts)
+        for context, prompt in zip(contexts, prompts, strict=True):
+            assert self._codec.decode(context.tokens[len(prompt) :])
+
+    def first_token_s(self, prepared: Any) -> float:
+        """See `Road.first_token_s`."""
+        began = time.perf_counter()
+        prompts = [self._codec.encode_chat(call) for call in prepared]
+        encoded = time.perf_counter()
+        return encoded - began + super().first_token_s(prompts)
 
 
 class KernelRoad:

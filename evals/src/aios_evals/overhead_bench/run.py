@@ -1,8 +1,8 @@
 """The bench: a batch of answers on each road in turn, round after round; each is compared with its own round's engine.
 
-`engine` drives the engine itself, with the prompts as tokens. `kernel` asks the kernel's sessions: programs, policy,
-templates and text. `socket` is asked by clients in another process, which get their answers whole; `stream` likewise,
-which are told every token. All four run on one engine. CPU seconds are those of all threads of the process that
+`engine` drives the engine itself, with the prompts as tokens; `text` does the same from chats to text. `kernel` asks
+the kernel's sessions: programs, policy, templates and text. `socket` is asked by clients in another process, which get their answers whole; `stream` likewise,
+which are told every token. All run on one engine. CPU seconds are those of all threads of the process that
 serves, the system's work for it included; the clients' process is not counted.
 """
 
@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios_evals.overhead_bench.roads import EngineRoad, KernelRoad, Road, SocketRoad
+from aios_evals.overhead_bench.roads import EngineRoad, KernelRoad, Road, SocketRoad, TextRoad
 from aios_evals.overhead_bench.work import NEW, questions, write_model
 from aios_kernel.config import Config
 
 if TYPE_CHECKING:
     from aios_kernel.server.inprocess import InProcessKernel
 
-PATHS = ("engine", "kernel", "socket", "stream")
+PATHS = ("engine", "text", "kernel", "socket", "stream")
 DTYPES = ("float32", "bfloat16")
 _ALONE = 8
 """Lone calls a round."""
@@ -52,7 +52,8 @@ def run(
     """Rows `{path, dtype, batch, rounds, tokens_per_cpu_s, ratio, ratio_low, ratio_high, ttft_ms, ttft_later_ms}`.
 
     `ratio` is the median over the rounds of the path's rate over the engine's, with its 95 % interval (`interval`);
-    `ttft_later_ms` is how much later than on the engine the first token of a call comes that is alone.
+    `ttft_later_ms` is how much later than on the engine the first token of a call comes that is alone. Where `text` is
+    among the paths, rows have `ratio_to_text` too: over the rate of that.
 
     Args:
         paths: of `PATHS`; the engine is always among them.
@@ -111,8 +112,8 @@ def _measure(kernel: InProcessKernel, paths: Sequence[str], batch: int, rounds: 
 
 
 def _road(path: str, kernel: InProcessKernel, batch: int) -> Road:
-    if path == "engine":
-        return EngineRoad(kernel)
+    if path in ("engine", "text"):
+        return EngineRoad(kernel) if path == "engine" else TextRoad(kernel)
     return KernelRoad(kernel, batch) if path == "kernel" else SocketRoad(kernel, batch)
 
 
@@ -126,9 +127,11 @@ def _rows(measured: Mapping[str, _Measured], dtype: str, batch: int) -> list[dic
     engine = measured["engine"]
     rows: list[dict[str, Any]] = []
     for path, each in measured.items():
-        ratios = [rate / base for rate, base in zip(each.rates, engine.rates, strict=True)]
+        ratios = _ratios(each.rates, engine.rates)
         low, high = interval(ratios)
         first_ms, base_ms = (statistics.median(seconds) * 1e3 for seconds in (each.first_s, engine.first_s))
+        text = measured.get("text")
+        to_text = {} if text is None else {"ratio_to_text": statistics.median(_ratios(each.rates, text.rates))}
         rows.append(
             {
                 "path": path,
@@ -139,11 +142,16 @@ def _rows(measured: Mapping[str, _Measured], dtype: str, batch: int) -> list[dic
                 "ratio": statistics.median(ratios),
                 "ratio_low": low,
                 "ratio_high": high,
+                **to_text,
                 "ttft_ms": first_ms,
                 "ttft_later_ms": first_ms - base_ms,
             }
         )
     return rows
+
+
+def _ratios(rates: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [rate / other for rate, other in zip(rates, base, strict=True)]
 
 
 @contextmanager
