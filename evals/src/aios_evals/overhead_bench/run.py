@@ -1,9 +1,9 @@
 """The bench: a batch of answers on each road in turn, round after round; each is compared with its own round's engine.
 
 `engine` drives the engine itself, with the prompts as tokens; `text` does the same from chats to text. `kernel` asks
-the kernel's sessions: programs, policy, templates and text. `socket` is asked by clients in another process, which get their answers whole; `stream` likewise,
-which are told every token. All run on one engine. CPU seconds are those of all threads of the process that
-serves, the system's work for it included; the clients' process is not counted.
+the kernel's sessions: programs, policy, templates and text. `socket` is asked by clients in another process, which get
+their answers whole; `stream` likewise, which are told every token. All run on one engine. CPU seconds are those of all
+threads of the process that serves, the system's work for it included; the clients' process is not counted.
 """
 
 from __future__ import annotations
