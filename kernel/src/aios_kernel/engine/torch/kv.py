@@ -126,6 +126,8 @@ class KvMemory:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero blocks of every layer."""
+        if not blocks:
+            return
         for pool in self._pools():
             by_block = self._by_block(pool)
             for block in blocks:
