@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow attack test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -15,6 +15,11 @@ test: setup ## The default suite: no network, no GPU, a few minutes on two cores
 
 test-slow: setup ## Long suites: state machines, kills, real frameworks on the demo model.
 	$(BIN)/python -m pytest -m "slow and not gpu" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+
+attack: setup ## The attacks of docs/security.md, slow ones too, and a million results without a foreign canary; runs/canaries.json.
+	mkdir -p runs
+	$(BIN)/python -m pytest tests/security
+	$(BIN)/aios bench canaries --full --json > runs/canaries.json
 
 check: setup ## Linters, types, import directions, code blocks of the documents.
 	$(BIN)/ruff check .

@@ -418,6 +418,24 @@ def attack(
 
 
 @bench.command()
+def canaries(
+    json: Json = False,
+    full: Full = False,
+    results: Annotated[int | None, typer.Option(min=1, help="Answers; 20,000, with --full a million.")] = None,
+    principals: Annotated[int, typer.Option(min=2, help="Each has ten agents.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of what is tried.")] = 0,
+) -> None:
+    """Agents look for one another's secrets in every way there is: how many they find, which must be none."""
+    from aios_evals import report
+    from aios_evals.siege.canaries import run
+
+    rows, notes = run(results or (1_000_000 if full else 20_000), principals, seed)
+    report.emit("canaries", rows, json=json, notes=notes)
+    if rows[-1]["foreign_canaries"]:
+        raise SystemExit(1)
+
+
+@bench.command()
 def scale(
     json: Json = False,
     full: Full = False,

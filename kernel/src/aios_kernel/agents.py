@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from aios_kernel import errors
+from aios_kernel.access.redaction import redacted
 from aios_kernel.calls import OpenCall
 from aios_kernel.mailbox import Mailboxes
 from aios_kernel.process import ProcessTable, Program, Standing
@@ -62,6 +63,7 @@ class AgentService:
         if program.finished_s is not None:  # with its parent, a moment ago
             return 0
         family = self.table.family(program)
+        error = None if error is None else redacted(error)  # listings show it to the principal's other agents
         for member in reversed(family):
             for call in list(self.open_calls.get(member.id, ())):
                 if call is not keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from aios_kernel.access.redaction import redacted
 from aios_kernel.syscalls import Mark, Span
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Collects spans. A disk that refuses costs the file, never a syscall."""
+    """Collects spans, without secrets in them. A disk that refuses costs the file, never a syscall."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,6 +37,7 @@ class Tracer:
 
     def add(self, span: Span) -> None:
         """Take a span that has ended."""
+        span = _without_secrets(span)
         self._spans.append(span)
         self._unwritten.append(span)
         if len(self._unwritten) >= _FLUSH_EVERY:
@@ -42,7 +45,8 @@ class Tracer:
 
     def spans(self, programs: set[str] | None = None) -> list[Span]:
         """The spans of these programs (None: all), in the order in which they ended."""
-        return [span for span in self._spans if programs is None or span.program in programs]
+        wanted = None if programs is None else {_shown(program) for program in programs}
+        return [span for span in self._spans if wanted is None or span.program in wanted]
 
     def flush(self) -> None:
         """Write what has gathered."""
@@ -62,6 +66,20 @@ class Tracer:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+_LONGEST = 4096
+"""Characters of a detail."""
+_shown = functools.lru_cache(4096)(redacted)
+"""The same names come again and again; a look through one takes microseconds."""
+
+
+def _without_secrets(span: Span) -> Span:
+    said = (span.program, span.agent, span.framework, span.detail[:_LONGEST])
+    program, agent, framework, detail = (_shown(text) for text in said)
+    if (program, agent, framework, detail) == said and len(span.detail) <= _LONGEST:
+        return span
+    return msgspec.structs.replace(span, program=program, agent=agent, framework=framework, detail=detail)
 
 
 def moved_span(program: Program, move: Move, at_s: float) -> Span:

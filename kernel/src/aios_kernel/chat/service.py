@@ -129,7 +129,8 @@ class ChatService:
             )
 
     def _salt(self, program: Program) -> bytes:
-        domain = f"{program.principal}\0{program.group}".encode()
+        # The length keeps two names apart that run together otherwise: no caller chooses another one's domain.
+        domain = f"{len(program.principal)}:{program.principal}{program.group}".encode(errors="surrogatepass")
         return hashlib.blake2b(domain, key=self._salt_key, digest_size=16).digest()
 
     def _sampling(self, asked: Sampling) -> SamplingParams:

@@ -19,7 +19,7 @@ from aios_kernel import errors
 from aios_kernel.calls import failed
 from aios_kernel.config import Config
 from aios_kernel.kernel import Kernel
-from aios_kernel.server.log import KernelLog
+from aios_kernel.server.log import KernelLog, LogFormat
 from aios_kernel.server.runtime import running_kernel
 
 _log = logging.getLogger("aios_kernel")
@@ -33,8 +33,9 @@ _COLLECT = (20_000, 20, 20)
 def main() -> int:
     """Run a kernel until it is told to stop; gives the exit status."""
     options = _arguments()
-    handlers = None if options.log is None else [KernelLog(options.log)]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
+    handler = logging.StreamHandler() if options.log is None else KernelLog(options.log)
+    handler.setFormatter(LogFormat())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
     faulthandler.dump_traceback_later(_SLOW_START_S, repeat=True)
     try:

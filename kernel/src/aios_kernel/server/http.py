@@ -20,6 +20,7 @@ from aios_kernel.server.http_addresses import Listener, close, listeners
 from aios_kernel.server.http_agents import HttpAgents
 from aios_kernel.server.http_app import Front
 from aios_kernel.server.http_guard import Guard
+from aios_kernel.server.http_patience import PatientHttp
 from aios_kernel.server.runtime import principal_name
 from aios_kernel.server.unix import Doorman
 
@@ -38,6 +39,7 @@ class HttpFront:
         self._server = _Server(
             uvicorn.Config(
                 Guard(Front(kernel, self._agents).app(), doorman, owner),
+                http=PatientHttp,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -37,6 +37,8 @@ R = TypeVar("R", bound=Result)
 E = TypeVar("E")
 
 MOST_BODY_BYTES = 32 * 1024 * 1024
+_BODY_S = 60.0
+"""A body that takes longer is given up: loopback is quick, and a client that dawdles holds a connection."""
 _LARGE_BODY_BYTES = 64 * 1024
 """A body beyond this is read in a thread: the loop also serves everybody else."""
 
@@ -184,13 +186,23 @@ async def _body(request: Request) -> bytearray:
     data = bytearray()
     if announced.isdigit() and int(announced) <= MOST_BODY_BYTES:
         with _hung_up():
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > MOST_BODY_BYTES:
-                    break
-            else:
-                return data
+            async with _in_time():
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > MOST_BODY_BYTES:
+                        break
+                else:
+                    return data
     raise HTTPException(413, f"the body is larger than {MOST_BODY_BYTES:,} bytes")
+
+
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncGenerator[None, None]:
+    try:
+        async with asyncio.timeout(_BODY_S):
+            yield
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not arrive within {_BODY_S:g} s") from error
 
 
 @contextlib.contextmanager

@@ -1,14 +1,28 @@
-"""The log of a kernel that nobody's terminal shows: a file that is turned over before it grows large."""
+"""The log of a kernel: no secrets in its lines, and for one that nobody's terminal shows a file that stays small."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from aios_kernel.access.redaction import redacted
+
 _BYTES = 4 << 20
 _KEPT = 3
+
+
+class LogFormat(logging.Formatter):
+    """Lines of the log, tracebacks included, without what looks like a key, a token or a password."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return redacted(super().format(record))
 
 
 class KernelLog(RotatingFileHandler):
