@@ -31,7 +31,7 @@ async def test_no_result_has_a_foreign_canary(tmp_path: Path) -> None:
     assert set(rows) == {*ATTACKS, "programs", "granted", "revoked", "total"}
     assert rows["total"]["results"] >= 9_000
     assert rows["total"]["foreign_canaries"] == 0, outcome.leaks
-    assert outcome.lost == 0
+    assert outcome.lost == outcome.broken == 0
     assert outcome.granted > 10  # what was granted was found: the search for canaries is not blind
     assert 0.2 < rows["total"]["refused"] / rows["total"]["results"] < 0.9
 
@@ -44,7 +44,7 @@ async def test_a_thousand_agents_find_nothing(tmp_path: Path) -> None:
     total = outcome.rows()[-1]
     assert total["results"] >= 100_000
     assert total["foreign_canaries"] == 0, outcome.leaks
-    assert outcome.lost == 0
+    assert outcome.lost == outcome.broken == 0
 
 
 def without_access(patch: pytest.MonkeyPatch) -> None:

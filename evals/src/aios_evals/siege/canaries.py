@@ -57,6 +57,8 @@ class Siege:
     """The first of them, in words."""
     granted: int = 0
     """Canaries of others that were seen under a grant: the check is not blind."""
+    broken: int = 0
+    """Calls of owners that failed although nothing of theirs was wrong: others have harmed them."""
     lost: int = 0
     """Secrets that their owners did not find as they were."""
     seconds: float = 0.0
@@ -159,7 +161,10 @@ async def _grant(
             continue
         space = f"agent/{owner.agent.name}"
         leases.begin(owner.agent, to.agent)
-        await owner.agent.do(AccessGrant(to=to.agent.name, resource=space, rights=["read"]))
+        if isinstance(await owner.agent.ask(AccessGrant(to=to.agent.name, resource=space, rights=["read"])), Failed):
+            outcome.broken += 1
+            leases.end(owner.agent, to.agent)
+            continue
         looks: list[Syscall] = [
             MemoryGet(id="vault", namespace=space),
             StorageGet(path="vault/secret.txt", owner=space),
@@ -168,7 +173,8 @@ async def _grant(
         ]
         racing = [asyncio.create_task(_ask(to, "granted", look, None, leases, outcome)) for look in looks]
         await asyncio.sleep(0)
-        await owner.agent.do(AccessRevoke(to=to.agent.name, resource=space, rights=["read"]))
+        taken = await owner.agent.ask(AccessRevoke(to=to.agent.name, resource=space, rights=["read"]))
+        outcome.broken += isinstance(taken, Failed)
         leases.end(owner.agent, to.agent)
         for look in looks:
             await _ask(to, "revoked", look, None, leases, outcome)
