@@ -15,8 +15,8 @@ from aios_kernel.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _CPU_BLOCK = 32
-_CPU_KV_BYTES = 2 << 30
 """Its CPU attention wants multiples of this."""
+_CPU_KV_BYTES = 2 << 30
 
 
 def vllm_inprocess_model(
