@@ -226,9 +226,10 @@ class ToolGrant(_Message, frozen=True, tag="tool.grant"):
 
 
 class ToolOutput(_Message, frozen=True, tag="tool.output"):
-    """What a kernel-hosted tool returned, as text."""
+    """What a kernel-hosted tool returned, as text; `untrusted` if a stranger may have written it."""
 
     content: str
+    untrusted: bool = False
 
 
 class Tools(_Message, frozen=True, tag="tool.tools"):

@@ -187,7 +187,7 @@ async def test_unknown_tools_and_the_listing() -> None:
 
 
 def test_what_cannot_be_hosted_is_refused_at_the_start() -> None:
-    with pytest.raises(ConfigError, match="two plugins offer"):
+    with pytest.raises(ConfigError, match="offered twice, by a plugin and a plugin"):
         ToolRegistry([tool(lambda: "", "a"), tool(lambda: "", "a")])
     for name in ("", "a\0b", "x" * 300):
         with pytest.raises(ConfigError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import inspect
 import logging
 import threading
@@ -17,7 +19,8 @@ from aios_kernel._names import shown, split_name
 from aios_kernel.errors import Busy, ConfigError, InvalidRequest, NotFound, ToolError, ToolTimeout, Unsupported
 from aios_kernel.syscalls import ToolInvoke, ToolOutput, ToolSpec
 from aios_kernel.tools.arguments import ArgumentChecker, decode_arguments
-from aios_kernel.tools.hosted import HostedTool
+from aios_kernel.tools.hosted import Confine, HostedTool
+from aios_kernel.tools.source import ToolSource
 
 _MAX_OUTPUT = 16 * 1024 * 1024
 _CLOSE_S = 2.0
@@ -26,8 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
+    """A tool, its compiled schema and the source that offers it; plugins have none."""
+
     tool: HostedTool
     checker: ArgumentChecker
+    source: str
 
 
 @final
@@ -42,22 +48,54 @@ class ToolRegistry:
         tools: what the plugins offer.
         default_timeout_s: seconds for tools and calls that name no limit.
         max_running: calls at a time; beyond it `Busy`.
+        sources: where further tools come from, by section of the tools file.
+        levels: what gives each isolation level that there is beside `trusted`; called when it is first needed.
 
     Raises:
-        ConfigError: two tools of one name, or a name that is none.
+        ConfigError: two tools of one name, a name that is none, or a policy that contradicts itself.
         InvalidSchema: parameters that are no JSON schema.
         Unsupported: a tool that needs an isolation level this kernel does not offer.
     """
 
     def __init__(
-        self, tools: Iterable[HostedTool] = (), *, default_timeout_s: float = 300.0, max_running: int = 64
+        self,
+        tools: Iterable[HostedTool] = (),
+        *,
+        default_timeout_s: float = 300.0,
+        max_running: int = 64,
+        sources: Mapping[str, ToolSource] | None = None,
+        levels: Mapping[str, Callable[[], Confine]] | None = None,
     ) -> None:
         self._tools: dict[str, _Entry] = {}
         self._default_timeout_s = default_timeout_s
         self._max_running = max_running
         self._running: dict[int, threading.Thread] = {}
+        self._sources = dict(sources or {})
+        self._levels = dict(levels or {})
+        self._confines: dict[str, Confine] = {}
+        self.offer("", tools)
+        for name, source in self._sources.items():
+            self.offer(name, source.tools())
+
+    async def start(self) -> None:
+        """Let the sources connect; their tools come when they are there."""
+        for name, source in self._sources.items():
+            await source.start(functools.partial(self.offer, name))
+
+    def offer(self, source: str, tools: Iterable[HostedTool]) -> None:
+        """Take all tools of a source in the place of those that it had; none if one of them cannot be taken."""
+        kept = {name: entry for name, entry in self._tools.items() if entry.source != source}
         for tool in tools:
-            self._register(tool)
+            entry = self._entry(tool, source)
+            if tool.spec.name in kept:
+                raise _twice(tool.spec.name, kept[tool.spec.name].source, source)
+            kept[tool.spec.name] = entry
+        self._tools = kept
+
+    def tool(self, name: str) -> HostedTool | None:
+        """What is declared of a tool, if it is known."""
+        entry = self._tools.get(name)
+        return entry.tool if entry is not None else None
 
     def specs(self) -> list[ToolSpec]:
         """What `tool.list` shows, by name."""
@@ -89,10 +127,13 @@ class ToolRegistry:
             content = await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
         except TimeoutError:
             raise _out_of_time(call.name, timeout_s) from None
-        return ToolOutput(content=content)
+        return ToolOutput(content=content, untrusted=entry.tool.untrusted)
 
     async def close(self) -> None:
-        """Wait a moment for running calls; threads that hang end with the process."""
+        """End the sources and wait a moment for running calls; threads that hang end with the process."""
+        async with contextlib.AsyncExitStack() as closing:  # one that fails to close must not keep the others open
+            for source in self._sources.values():
+                closing.push_async_callback(source.close)
         await asyncio.to_thread(self._join, time.monotonic() + _CLOSE_S)
         if self._running:
             names = sorted(thread.name for thread in self._running.values())
@@ -102,22 +143,28 @@ class ToolRegistry:
         for thread in list(self._running.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _register(self, tool: HostedTool) -> None:
+    def _entry(self, tool: HostedTool, source: str) -> _Entry:
         name = tool.spec.name
         try:
             split_name(name, "tool name")
         except InvalidRequest as error:
-            raise ConfigError(error.message, fix="mend the plugin that offers the tool") from error
-        if name in self._tools:
-            raise ConfigError(
-                f'two plugins offer a tool "{name}"', fix="uninstall one of them (aios plugins lists them)"
-            )
-        if tool.isolation != "trusted":
-            raise Unsupported(
-                f'tool "{name}" needs isolation "{tool.isolation}", which this kernel does not offer',
-                fix='declare isolation="trusted" if the tool may run inside the kernel, or remove its plugin',
-            )
-        self._tools[name] = _Entry(tool, ArgumentChecker(tool.spec))
+            raise ConfigError(error.message, fix="mend the plugin or the tools file that offers the tool") from error
+        if tool.effects == "queryable" and tool.status is None:
+            raise ConfigError(f'tool "{name}" says it is queryable and has no `status`', fix="give it one")
+        if tool.isolation != "trusted" and not tool.confined:
+            tool = self._confine(tool)
+        return _Entry(tool, ArgumentChecker(tool.spec), source)
+
+    def _confine(self, tool: HostedTool) -> HostedTool:
+        level = tool.isolation
+        if level not in self._confines:
+            if level not in self._levels:
+                raise Unsupported(
+                    f'tool "{tool.spec.name}" needs isolation "{level}", which this kernel does not offer',
+                    fix='declare isolation="trusted" if the tool may run inside the kernel, or remove it',
+                )
+            self._confines[level] = self._levels[level]()
+        return self._confines[level](tool)
 
     def _start(self, tool: HostedTool, arguments: Mapping[str, Any], timeout_s: float) -> Future[str]:
         if len(self._running) >= self._max_running:
@@ -144,6 +191,14 @@ class ToolRegistry:
 
     def _ended(self, done: Future[str]) -> None:
         self._running.pop(id(done), None)
+
+
+def _twice(name: str, *sources: str) -> ConfigError:
+    places = " and ".join(f"[{source}] of the tools file" if source else "a plugin" for source in sources)
+    return ConfigError(
+        f'a tool "{name}" is offered twice, by {places}',
+        fix="rename it in the tools file, or uninstall one of the plugins (aios plugins lists them)",
+    )
 
 
 def check_timeout(asked_s: float | None, default_s: float) -> float:
