@@ -13,6 +13,7 @@ from aios_kernel.plugins import (
     PolicyFactory,
     RerankerFactory,
     StorageFactory,
+    ToolSourceFactory,
     VectorFactory,
     hookimpl,
 )
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from aios_kernel.config import Config
     from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.storage import Storage
+    from aios_kernel.tools import ToolSource
+    from aios_kernel.tools.file import ToolsFile
 
 
 @hookimpl
@@ -71,6 +74,12 @@ def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
 def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
     """No reranker, or a cross-encoder from a folder."""
     return {"": _no_reranker, "cross-encoder": _cross_encoder}
+
+
+@hookimpl
+def aios_kernel_tool_sources() -> Mapping[str, ToolSourceFactory]:
+    """Python functions of the tools file."""
+    return {"python": _python_tools}
 
 
 def _torch(config: Config) -> LoadedModel:
@@ -210,3 +219,9 @@ def _cross_encoder(config: Config) -> Reranker | None:
     from aios_kernel.memory import CrossEncoderReranker
 
     return CrossEncoderReranker(Path(config.reranker).expanduser())
+
+
+def _python_tools(config: Config, file: ToolsFile) -> ToolSource:
+    from aios_kernel.tools.python import python_tools
+
+    return python_tools(config, file)
