@@ -73,9 +73,6 @@ class HostedTool:
         isolation: what the tool needs; a level that this kernel does not offer is refused, never lowered.
         timeout_s: seconds a call may take, in all its attempts; None means the kernel's default.
         expected_s: seconds a call usually takes, for the scheduler; None: it learns them.
-<<<<<<< HEAD
-        untrusted: what it returns may have been written by a stranger, and taints the program that reads it.
-=======
         max_running: calls of this tool at a time; more of them wait. None: only the kernel's limit.
         exclusive: a group of tools of which one call runs at a time, such as those that drive one machine.
         retry: what is done about a failure.
@@ -86,7 +83,6 @@ class HostedTool:
         confined: `run` keeps the isolation level by itself; otherwise the kernel confines it.
         launch: gives the process that runs a call, within the isolation level, so that the tool can be submitted as a
             long job. Gets the checked arguments, and the idempotency key among them where `run` does.
->>>>>>> tools
     """
 
     spec: ToolSpec
@@ -94,9 +90,6 @@ class HostedTool:
     isolation: Isolation = "trusted"
     timeout_s: float | None = None
     expected_s: float | None = None
-<<<<<<< HEAD
-    untrusted: bool = False
-=======
     max_running: int | None = None
     exclusive: str | None = None
     retry: Retry = ONCE
@@ -109,4 +102,3 @@ class HostedTool:
 
 Confine: TypeAlias = Callable[[HostedTool], HostedTool]
 """Gives a tool whose `run` keeps an isolation level (and says so: `confined`). Raises Unsupported if it cannot."""
->>>>>>> tools

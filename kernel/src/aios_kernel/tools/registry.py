@@ -107,11 +107,6 @@ class ToolRegistry:
         self._tools = kept
         self._recover()
 
-    def tool(self, name: str) -> HostedTool | None:
-        """What is declared of a tool, if it is known."""
-        entry = self._tools.get(name)
-        return entry.tool if entry is not None else None
-
     def specs(self) -> list[ToolSpec]:
         """What `tool.list` shows, by name."""
         return [self._tools[name].tool.spec for name in sorted(self._tools)]
