@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow attack soak test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow attack soak test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean bubblewrap
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -83,6 +83,10 @@ test-vllm: setup .venv-vllm-kernel/.installed ## vLLM in process, and as a serve
 	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_contract.py kernel/tests/engine/test_vllm_inprocess.py -k vllm
 	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_chat_contract.py -k vllm-inprocess
 	$(BIN)/python -m pytest kernel/tests/engine/test_chat_contract.py kernel/tests/engine/test_vllm_server.py -k "vllm and not inprocess"
+
+bubblewrap: ## bwrap, for level `sandbox` of hosted tools, from the system's packages; needs root where it is missing.
+	command -v bwrap > /dev/null || apt-get install --yes --no-install-recommends bubblewrap \
+		|| { apt-get update && apt-get install --yes --no-install-recommends bubblewrap; }
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ from aios_kernel.errors import ConfigError
 from aios_kernel.plugins import (
     EmbedderFactory,
     EngineFactory,
+    IsolationFactory,
     PolicyFactory,
     RerankerFactory,
     StorageFactory,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from aios_kernel.config import Config
     from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.storage import Storage
-    from aios_kernel.tools import ToolSource
+    from aios_kernel.tools import Confine, Isolation, ToolSource
     from aios_kernel.tools.file import ToolsFile
 
 
@@ -78,8 +79,14 @@ def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
 
 @hookimpl
 def aios_kernel_tool_sources() -> Mapping[str, ToolSourceFactory]:
-    """Python functions of the tools file."""
-    return {"python": _python_tools}
+    """Commands and Python functions of the tools file."""
+    return {"commands": _command_tools, "python": _python_tools}
+
+
+@hookimpl
+def aios_kernel_isolation() -> Mapping[Isolation, IsolationFactory]:
+    """Landlock and seccomp, bubblewrap."""
+    return {"subprocess": _subprocess_level, "sandbox": _sandbox_level}
 
 
 def _torch(config: Config) -> LoadedModel:
@@ -219,6 +226,28 @@ def _cross_encoder(config: Config) -> Reranker | None:
     from aios_kernel.memory import CrossEncoderReranker
 
     return CrossEncoderReranker(Path(config.reranker).expanduser())
+
+
+def _command_tools(config: Config, file: ToolsFile) -> ToolSource:
+    from aios_kernel.tools.commands import CommandTools
+
+    return CommandTools(config, file)
+
+
+def _subprocess_level(config: Config) -> Confine:
+    from aios_kernel.config import home_of
+    from aios_kernel.tools.isolation.confine import Confiner
+    from aios_kernel.tools.isolation.subprocess_level import Subprocess
+
+    return Confiner(Subprocess(), home_of(config))
+
+
+def _sandbox_level(config: Config) -> Confine:
+    from aios_kernel.config import home_of
+    from aios_kernel.tools.isolation.confine import Confiner
+    from aios_kernel.tools.isolation.sandbox import Sandbox
+
+    return Confiner(Sandbox(), home_of(config))
 
 
 def _python_tools(config: Config, file: ToolsFile) -> ToolSource:

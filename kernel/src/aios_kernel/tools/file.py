@@ -13,6 +13,7 @@ import msgspec
 
 from aios_kernel.config import Config, home_of
 from aios_kernel.errors import ConfigError
+from aios_kernel.tools.confinement import UNSHARED, Confinement
 from aios_kernel.tools.hosted import Effects, Isolation, Retry
 
 _Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
@@ -38,6 +39,7 @@ class ToolPolicy(_Table, frozen=True, kw_only=True):
     retry: Retry = Retry()
     effects: Effects = "once"
     untrusted: bool = False
+    confinement: Confinement = UNSHARED
 
 
 class CommandEntry(ToolPolicy, frozen=True, kw_only=True):
@@ -48,6 +50,7 @@ class CommandEntry(ToolPolicy, frozen=True, kw_only=True):
             stays part of that one. `{idempotency_key}` is the call's key.
         parameters: JSON schema of the call's arguments.
         description: for the model.
+        options: parameters whose values may begin with "-"; others may not, unless `--` stands before them in `argv`.
         env: names of the kernel's environment variables that the command sees; PATH and the locale it has anyway.
         cwd: where it runs; empty: a new empty folder.
         stdin: what it reads, with `{name}` as in `argv`.
@@ -58,6 +61,7 @@ class CommandEntry(ToolPolicy, frozen=True, kw_only=True):
     argv: _Argv
     parameters: dict[str, Any] = {}
     description: str = ""
+    options: list[str] = []
     env: list[str] = []
     cwd: str = ""
     stdin: str = ""
@@ -196,6 +200,6 @@ def _check(path: Path, file: ToolsFile) -> None:
 
 _KEYS = sorted({
     key
-    for table in (*_KINDS.values(), Retry)
+    for table in (*_KINDS.values(), Retry, Confinement)
     for key in table.__struct_fields__
 })  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from aios_kernel.syscalls import ToolSpec
+from aios_kernel.tools.confinement import UNSHARED, Confinement
 
 Isolation: TypeAlias = Literal["trusted", "subprocess", "sandbox", "container"]
 """How far a tool is kept from the kernel. `trusted`: in its process, on a thread."""
@@ -81,6 +82,7 @@ class HostedTool:
             function.
         untrusted: what it returns may have been written by a stranger, and taints the program that reads it.
         confined: `run` keeps the isolation level by itself; otherwise the kernel confines it.
+        confinement: what it may use at its isolation level.
         launch: gives the process that runs a call, within the isolation level, so that the tool can be submitted as a
             long job. Gets the checked arguments, and the idempotency key among them where `run` does.
     """
@@ -97,6 +99,7 @@ class HostedTool:
     status: Callable[[str], EffectStatus | Awaitable[EffectStatus]] | None = None
     untrusted: bool = False
     confined: bool = False
+    confinement: Confinement = UNSHARED
     launch: Callable[[Mapping[str, Any]], Launch] | None = None
 
 

@@ -14,6 +14,7 @@ from aios_kernel.errors import ConfigError
 from aios_kernel.syscalls import ToolSpec
 from aios_kernel.tools.file import PythonEntry, ToolsFile
 from aios_kernel.tools.hosted import HostedTool
+from aios_kernel.tools.isolation.reference import Reference
 from aios_kernel.tools.source import FixedTools
 
 IDEMPOTENCY_KEY = "idempotency_key"
@@ -26,11 +27,16 @@ def python_tools(config: Config, file: ToolsFile) -> FixedTools:
 
 
 def _hosted(name: str, entry: PythonEntry) -> HostedTool:
-    run = imported(entry.function, f"python.{name}")
+    if entry.isolation != "trusted" and not entry.parameters:
+        raise ConfigError(
+            f"python.{name}: a function above the level trusted is not imported by the kernel",
+            fix="give its `parameters`, a JSON schema, in the tools file",
+        )
+    run = _found(entry, entry.function, f"python.{name}")
     return HostedTool(
         spec=ToolSpec(
             name=name,
-            description=entry.description or _summary(run),
+            description=entry.description or ("" if isinstance(run, Reference) else _summary(run)),
             parameters=entry.parameters or _schema(name, run),
         ),
         run=run,
@@ -41,9 +47,15 @@ def _hosted(name: str, entry: PythonEntry) -> HostedTool:
         exclusive=entry.exclusive,
         retry=entry.retry,
         effects=entry.effects,
-        status=imported(entry.status, f"python.{name}.status") if entry.status else None,
+        status=_found(entry, entry.status, f"python.{name}.status") if entry.status else None,
         untrusted=entry.untrusted,
+        confinement=entry.confinement,
     )
+
+
+def _found(entry: PythonEntry, reference: str, key: str) -> Callable[..., Any]:
+    """A function to call here, or the name of one that a process of its own imports."""
+    return imported(reference, key) if entry.isolation == "trusted" else Reference(reference)
 
 
 def imported(reference: str, key: str) -> Callable[..., Any]:
