@@ -33,6 +33,7 @@ from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
 from aios_kernel.managers import Managers
+from aios_kernel.mcp_calls import McpService
 from aios_kernel.notes import NoteService
 from aios_kernel.overload import Gate
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
@@ -421,6 +422,7 @@ class Kernel:
             syscalls.KernelPolicy: self._do_policy,
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
+            **McpService(self.managers.tools, self.config.principals).routes(),
             **spaces.routes(),
             **NoteService(self.managers).routes(),
         }
