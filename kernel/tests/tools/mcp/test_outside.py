@@ -22,8 +22,13 @@ def python() -> str:
     return found
 
 
+def protocol_of(python: str) -> str:
+    """What servers of that environment speak."""
+    done = subprocess.run([python, "-c", VERSION], capture_output=True, text=True, check=True)
+    return PROTOCOLS[done.stdout.partition(".")[0]]
+
+
 @pytest.mark.parametrize("transport", ["stdio", "http"])
 async def test_a_server_of_another_version(host: Host, python: str, transport: str) -> None:
-    version = subprocess.run([python, "-c", VERSION], capture_output=True, text=True, check=True).stdout
     with library_server(python, host.folder, transport) as entry:
-        await check_library_server(host, entry, PROTOCOLS[version.partition(".")[0]])
+        await check_library_server(host, entry, protocol_of(python))
