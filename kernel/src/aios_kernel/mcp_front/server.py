@@ -104,7 +104,8 @@ class _Front:
             name = await self._hosted(ask, params.name)
             output = await ask(ToolInvoke(name=name, arguments=json.dumps(arguments)))
             assert isinstance(output, ToolOutput)
-            return CallToolResult(content=[TextContent(text=output.content)])
+            marked = {"aios/untrusted": True} if output.untrusted else None  # a client may want to know
+            return CallToolResult(content=[TextContent(text=output.content)], _meta=marked)
         except AiosError as error:
             return CallToolResult(content=[TextContent(text=str(error))], is_error=True)
 

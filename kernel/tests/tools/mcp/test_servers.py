@@ -18,7 +18,7 @@ from aios_kernel.tools.mcp.pins import Pins
 from aios_kernel.tools.mcp.process import server_environment
 from aios_kernel.tools.mcp.source import McpTools
 
-from .conftest import Host, until
+from .conftest import Host, defined, until
 
 
 async def test_tools_are_called_by_server_and_name(host: Host) -> None:
@@ -69,6 +69,16 @@ async def test_a_hung_tool_costs_its_own_calls_only(host: Host) -> None:
     assert [each["params"]["requestId"] for each in cancelled] == [call["id"]], "the server is told"
     assert await host.call("raw/echo") == "{}"
     assert len([each for each in host.received() if each.get("method") == "initialize"]) == 1
+
+
+async def test_a_cancelled_call_tells_the_server(host: Host) -> None:
+    await host.start(raw=host.raw())
+    call = asyncio.create_task(host.call("raw/hang", timeout_s=60))
+    await until(lambda: host.received()[-1].get("params", {}).get("name") == "hang")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(lambda: any(each.get("method") == "notifications/cancelled" for each in host.received()))
 
 
 @pytest.mark.parametrize(
@@ -207,3 +217,13 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def test_a_tool_that_takes_a_key_is_given_the_kernels(host: Host) -> None:
+    schema = {"type": "object", "properties": {"idempotency_key": {"type": "string"}}, "required": ["idempotency_key"]}
+    host.write([defined("echo", inputSchema=schema), defined("fail")])
+    policy = McpToolPolicy(effects="keyed")
+    await host.start(raw=host.raw(tools={"echo": policy, "fail": policy}))
+    assert host.registry is not None
+    (spec,) = host.registry.specs()
+    assert (spec.name, spec.parameters["properties"], spec.parameters["required"]) == ("raw/echo", {}, [])

@@ -89,7 +89,7 @@ class McpServer:
         """Run a tool that is still what was approved.
 
         Raises:
-            ToolNotStarted: the server does not run, and is not started again yet.
+            ToolNotStarted: the server does not run and is not started again yet, or does not list the tool.
             ToolUnapproved: the tool is not what was approved.
             ToolError: the tool, or the server, failed.
         """
@@ -111,7 +111,7 @@ class McpServer:
                 self._prober = asyncio.create_task(self._probe(connection))
 
     async def listed(self) -> Mapping[str, Definition]:
-        """What the server lists now. Raises ToolNotStarted, ToolError."""
+        """What the server lists now. Raises ToolNotStarted."""
         connection = await self.connected()
         await self._told(connection.relist())
         return connection.listed
@@ -229,9 +229,10 @@ class McpServer:
         try:
             await asking
         except ToolError as error:
-            raise ToolError(f"MCP server {self.name}: {error.message}") from error
+            raise ToolNotStarted(f"MCP server {self.name}: {error.message}", fix=self._look()) from error
         except Exception as error:
-            raise ToolError(f"MCP server {self.name} cannot list its tools: {_innermost(error)}") from error
+            why = f"MCP server {self.name} cannot list its tools: {_innermost(error)}"
+            raise ToolNotStarted(why, fix=self._look()) from error
 
     def _not_running(self, wait_s: float) -> ToolNotStarted:
         return ToolNotStarted(
@@ -255,9 +256,7 @@ class McpServer:
         pinned = approved.tools.get(tool) if approved is not None else None
         listed = connection.listed.get(tool)
         if listed is None:
-            raise ToolError(
-                f"MCP server {self.name} does not offer {tool!a} any more", fix=f"aios tools diff {self.name}"
-            )
+            raise ToolNotStarted(f"MCP server {self.name} does not offer {tool!a} any more", fix=self._look())
         if pinned is None:
             raise self._unapproved(f"the tool {self.name}/{tool} was never approved")
         if changed := changed_fields(pinned, listed):
@@ -266,7 +265,10 @@ class McpServer:
             )
 
     def _unapproved(self, what: str) -> ToolUnapproved:
-        return ToolUnapproved(what, fix=f"aios tools diff {self.name}, then aios tools approve {self.name}")
+        return ToolUnapproved(what, fix=f"{self._look()}, then aios tools approve {self.name}")
+
+    def _look(self) -> str:
+        return f"aios tools diff {self.name}"
 
 
 def _innermost(error: BaseException) -> str:

@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final, final
 
+import msgspec
+
 from aios_kernel._names import shown, split_name
 from aios_kernel.config import Config, home_of
 from aios_kernel.errors import AiosError, ConfigError, InvalidRequest, NotFound, ToolUnapproved, Unsupported
-from aios_kernel.syscalls import McpServerInfo, PinnedTool, ToolChange
+from aios_kernel.syscalls import McpServerInfo, PinnedTool, ToolChange, ToolSpec
 from aios_kernel.tools.arguments import ArgumentChecker
 from aios_kernel.tools.file import McpEntry, ToolsFile
 from aios_kernel.tools.hosted import HostedTool
@@ -23,6 +25,7 @@ from aios_kernel.tools.mcp.pins import Approved, Pins
 from aios_kernel.tools.mcp.process import server_environment
 from aios_kernel.tools.mcp.server import McpServer
 from aios_kernel.tools.mcp.thread import LoopThread
+from aios_kernel.tools.python import IDEMPOTENCY_KEY
 from aios_kernel.tools.source import Offer
 
 _log = logging.getLogger(__name__)
@@ -103,8 +106,7 @@ class McpTools:
 
         Raises:
             NotFound: no such server.
-            ToolNotStarted: it cannot be started or reached.
-            ToolError: its list is none.
+            ToolNotStarted: it cannot be started or reached, or its list is none.
         """
         listed = await self._thread.run(self._known(server).listed())
         approved = self._pins.of(server)
@@ -115,7 +117,7 @@ class McpTools:
 
         Raises:
             ToolUnapproved: it lists something else now.
-            NotFound, ToolNotStarted, ToolError: as `review`.
+            NotFound, ToolNotStarted: as `review`.
         """
         listed = await self._thread.run(self._known(server).listed())
         found = listing_digest(listed.values())
@@ -148,8 +150,9 @@ class McpTools:
     def _hosted(self, server: str, entry: McpEntry, definition: Definition) -> HostedTool | None:
         """A tool for the registry; None for one that cannot be: it must not cost the others theirs."""
         policy = entry.tools.get(definition.name, entry)
+        spec = definition.spec(server)
         tool = HostedTool(
-            spec=definition.spec(server),
+            spec=_without_key(spec) if policy.effects == "keyed" else spec,
             run=self._runner(self._servers[server], definition.name),
             timeout_s=policy.timeout_s,
             expected_s=policy.expected_s,
@@ -162,6 +165,8 @@ class McpTools:
         try:
             split_name(tool.spec.name, "tool name")
             ArgumentChecker(tool.spec)
+            if policy.effects == "keyed" and tool.spec == spec:
+                raise ConfigError('effects = "keyed" needs a tool with an argument idempotency_key')
         except AiosError as error:
             _log.warning("a tool of MCP server %s cannot be offered: %s", server, error.message)
             return None
@@ -199,6 +204,16 @@ class McpTools:
 
 async def _connect(server: McpServer) -> None:
     await server.connected()
+
+
+def _without_key(spec: ToolSpec) -> ToolSpec:
+    """What the model sees of a tool whose idempotency key the kernel gives."""
+    properties: dict[str, Any] = spec.parameters.get("properties", {})
+    others = {name: schema for name, schema in properties.items() if name != IDEMPOTENCY_KEY}
+    required = [name for name in spec.parameters.get("required", []) if name != IDEMPOTENCY_KEY]
+    if others == properties:
+        return spec
+    return msgspec.structs.replace(spec, parameters={**spec.parameters, "properties": others, "required": required})
 
 
 def _check(name: str, entry: McpEntry) -> None:
