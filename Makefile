@@ -98,7 +98,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml evals/pyproject.toml $(FRAMEWORKS:%=adapters/%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "torch>=2.11,<2.14"
-	$(PIP) -r requirements-dev.txt -e "kernel[server,torch,memory,openai]" -e ".[cli]" \
+	$(PIP) -r requirements-dev.txt -e "kernel[server,torch,memory,openai,mcp]" -e ".[cli]" \
 		$(foreach f,$(FRAMEWORKS),-e "adapters/$(f)[framework]") -e evals
 	touch $@
 

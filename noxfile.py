@@ -27,12 +27,12 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
 
-def _session(name: str, packages: list[str]) -> None:
+def _session(name: str, packages: list[str], tests: list[str]) -> None:
     @nox.session(name=name)
     def run(session: nox.Session) -> None:
         session.install(*packages)
         session.run(
-            str(MAIN), "-m", "pytest", "tests/environments", *session.posargs, external=True,
+            str(MAIN), "-m", "pytest", *tests, *session.posargs, external=True,
             env={
                 "OUTSIDE_GROUP": name,
                 "OUTSIDE_PYTHON": str(Path(session.bin) / "python"),
@@ -42,7 +42,7 @@ def _session(name: str, packages: list[str]) -> None:
 
 
 for _name, _group in GROUPS.items():
-    _session(_name, _group["packages"])
+    _session(_name, _group["packages"], _group.get("tests", ["tests/environments"]))
 
 
 ADAPTERS = {

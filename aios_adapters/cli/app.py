@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import access, audit, backups, looking, notes, running, settings
+from aios_adapters.cli import access, audit, backups, looking, mcp, notes, running, settings, tools
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(looking.ps)
 app.command()(looking.kill)
 app.command()(looking.trace)
+app.command()(mcp.mcp)
 app.command()(backups.backup)
 app.command()(backups.restore)
 app.command()(settings.plugins)
@@ -30,5 +31,6 @@ app.command()(access.deny)
 app.add_typer(access.access_app, name="access")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(notes.memory_app, name="memory")
+app.add_typer(tools.tools_app, name="tools")
 host().activate()
 host().hook.aios_commands(app=app)

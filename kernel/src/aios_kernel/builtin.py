@@ -79,8 +79,8 @@ def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
 
 @hookimpl
 def aios_kernel_tool_sources() -> Mapping[str, ToolSourceFactory]:
-    """Commands and Python functions of the tools file."""
-    return {"commands": _command_tools, "python": _python_tools}
+    """Commands, Python functions and MCP servers of the tools file."""
+    return {"commands": _command_tools, "python": _python_tools, "mcp": _mcp_tools}
 
 
 @hookimpl
@@ -254,3 +254,13 @@ def _python_tools(config: Config, file: ToolsFile) -> ToolSource:
     from aios_kernel.tools.python import python_tools
 
     return python_tools(config, file)
+
+
+def _mcp_tools(config: Config, file: ToolsFile) -> ToolSource:
+    try:
+        from aios_kernel.tools.mcp import mcp_tools
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"[mcp] of the tools file needs {error.name}", fix="pip install 'aios-kernel[mcp]'"
+        ) from error
+    return mcp_tools(config, file)

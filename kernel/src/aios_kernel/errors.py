@@ -23,6 +23,7 @@
     ├── ToolError
     │   ├── ToolTimeout
     │   ├── ToolNotStarted     nothing of it ran: the call may be made again
+    │   │   └── ToolUnapproved an MCP server's tool is not what a person approved
     │   └── EffectUnknown      it may have run, and is not run again
     ├── OutOfMemory            no KV blocks left for this context
     ├── EngineError            the forward pass failed
@@ -214,6 +215,12 @@ class ToolNotStarted(ToolError):
     """Nothing of the tool ran: the same call may be made again, whatever its effects."""
 
     code = "tool_not_started"
+
+
+class ToolUnapproved(ToolNotStarted):
+    """The tool of an MCP server was never approved, or its definition has changed since."""
+
+    code = "tool_unapproved"
 
 
 class EffectUnknown(ToolError):

@@ -34,6 +34,7 @@ from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
 from aios_kernel.guard import Guard
 from aios_kernel.managers import Managers
+from aios_kernel.mcp_calls import McpService
 from aios_kernel.notes import NoteService
 from aios_kernel.overload import Gate
 from aios_kernel.permissions import PermissionService
@@ -444,6 +445,7 @@ class Kernel:
             syscalls.KernelPolicy: self._do_policy,
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
+            **McpService(self.managers.tools, self.config.principals).routes(),
             **spaces.routes(),
             **PermissionService(self.guard, agents.table, self.config.principals).routes(),
             **NoteService(self.managers, agents.table).routes(),

@@ -249,6 +249,93 @@ class Tools(_Message, frozen=True, tag="tool.tools"):
     tools: list[ToolSpec]
 
 
+class ToolServers(_Message, frozen=True, tag="tool.servers"):
+    """List the MCP servers of the tools file; gives `McpServers`."""
+
+
+class ToolPins(_Message, frozen=True, tag="tool.pins"):
+    """Read what is approved of one MCP server, or of all; gives `ToolPinned`."""
+
+    name: str | None = None
+
+
+class ToolReview(_Message, frozen=True, tag="tool.review"):
+    """Ask an MCP server what it lists now; gives `ToolReviewed`. Starts the server if need be."""
+
+    name: str
+
+
+class ToolApprove(_Message, frozen=True, tag="tool.approve"):
+    """Pin what an MCP server lists, if it is still what `digest` of a review says; gives `Count`, the tools pinned.
+
+    Only for the principal that the kernel belongs to.
+    """
+
+    name: str
+    digest: str
+
+
+class McpServerInfo(_Message, frozen=True):
+    """An MCP server of the tools file."""
+
+    name: str
+    place: str
+    """Its command or its URL."""
+    state: Literal["stopped", "starting", "running", "failed"]
+    approved_tools: int
+    approved_by: str = ""
+    """Empty: nothing of it was ever approved."""
+    approved_s: float = 0.0
+    protocol: str = ""
+    """The version of the protocol, while it runs."""
+    starts: int = 0
+    error: str = ""
+    """Why it ended last."""
+
+
+class McpServers(_Message, frozen=True, tag="tool.server_list"):
+    """MCP servers in the order of the tools file."""
+
+    servers: list[McpServerInfo]
+
+
+class PinnedTool(_Message, frozen=True):
+    """An approved tool; its texts as a person may read them, with what cannot be seen escaped."""
+
+    server: str
+    tool: str
+    digest: str
+    description: str
+
+
+class ToolPinned(_Message, frozen=True, tag="tool.pinned"):
+    """Approved tools by server and name."""
+
+    pins: list[PinnedTool]
+
+
+class ToolChange(_Message, frozen=True):
+    """One difference between what is approved and what a server lists; texts are escaped as in `PinnedTool`.
+
+    `what` is `description`, `parameters`, `output`, `annotations` or `title`, or `new` or `gone`. `hidden` is what the
+    new text spells in characters that no screen shows.
+    """
+
+    tool: str
+    what: str
+    before: str = ""
+    after: str = ""
+    hidden: str = ""
+
+
+class ToolReviewed(_Message, frozen=True, tag="tool.reviewed"):
+    """How a server's list differs from what is approved of it; `digest` names the list to `tool.approve`."""
+
+    name: str
+    digest: str
+    changes: list[ToolChange]
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -973,7 +1060,7 @@ class Count(_Message, frozen=True, tag="count"):
 
 Syscall: TypeAlias = Union[
     LlmChat, LlmEmbed,
-    ToolBegin, ToolEnd, ToolInvoke, ToolList,
+    ToolBegin, ToolEnd, ToolInvoke, ToolList, ToolServers, ToolPins, ToolReview, ToolApprove,
     MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete, MemorySpaces, MemoryRollback, MemoryReindex,
     MemoryRecord, MemoryRecall, MemoryKeep,
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
@@ -985,10 +1072,9 @@ Syscall: TypeAlias = Union[
 """Everything that can be asked."""
 
 Result: TypeAlias = Union[
-    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, Spaces, MemoryProgress,
-    Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo,
-    GrantList, PolicyText, AccessVerdict, Approvals, AuditRecords, AuditVerdict,
-    KernelStatus, Programs, Trace,
+    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, McpServers, ToolPinned, ToolReviewed,
+    Note, Notes, Spaces, MemoryProgress, Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo,
+    GrantList, PolicyText, AccessVerdict, Approvals, AuditRecords, AuditVerdict, KernelStatus, Programs, Trace,
 ]  # fmt: skip
 """Everything that can be answered."""
 

@@ -18,8 +18,9 @@ from aios_kernel.config import Config
 from aios_kernel.kernel import Kernel
 from aios_kernel.server.http_addresses import Listener, close, listeners
 from aios_kernel.server.http_agents import HttpAgents
-from aios_kernel.server.http_app import Front
+from aios_kernel.server.http_app import MOST_BODY_BYTES, Front
 from aios_kernel.server.http_guard import Guard
+from aios_kernel.server.http_mcp import McpRoute
 from aios_kernel.server.http_patience import PatientHttp
 from aios_kernel.server.runtime import principal_name
 from aios_kernel.server.unix import Doorman
@@ -34,11 +35,12 @@ class HttpFront:
     def __init__(self, kernel: Kernel, config: Config, token: str) -> None:
         self._config = config
         self._agents = HttpAgents(kernel)
+        self._mcp = McpRoute(self._agents, MOST_BODY_BYTES)
         owner = principal_name()
         doorman = Doorman(token, owner, config.principals)
         self._server = _Server(
             uvicorn.Config(
-                Guard(Front(kernel, self._agents).app(), doorman, owner),
+                Guard(Front(kernel, self._agents, self._mcp).app(), doorman, owner),
                 http=PatientHttp,
                 log_config=None,
                 access_log=False,
@@ -67,6 +69,7 @@ class HttpFront:
     async def stop(self) -> None:
         """Cancel what is open, end the programs and stop listening."""
         self._agents.close()
+        await self._mcp.stop()
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from aios_kernel import errors
 from aios_kernel.config import socket_of
@@ -58,7 +59,9 @@ _LARGE_BODY_BYTES = 64 * 1024
 class Front:
     """The endpoints, each a method."""
 
-    def __init__(self, kernel: Kernel, agents: HttpAgents) -> None:
+    def __init__(self, kernel: Kernel, agents: HttpAgents, mcp: ASGIApp) -> None:
+        """`mcp` serves `/mcp`."""
+        self._mcp = mcp
         self._kernel = kernel
         self._agents = agents
         self._description = description(importlib.metadata.version("aios-kernel"))
@@ -75,6 +78,7 @@ class Front:
                 Route(f"/v1{APPROVALS_PATH}", self.approvals, methods=["GET"]),
                 Route(f"/v1{APPROVALS_PATH}/{{id}}", self.approve, methods=["POST"]),
                 Route("/kernel", self.kernel, methods=["GET"]),
+                Route("/mcp", self._mcp, methods=["GET", "POST", "DELETE"]),
                 Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
                 Route("/readyz", self.readyz, methods=["GET"]),

@@ -24,7 +24,7 @@ from aios_kernel.server.http_replies import refusal
 from aios_kernel.server.unix import Doorman
 from aios_kernel.syscalls import Priority
 
-_PRIVATE_PATH = "/v1"
+_PRIVATE_PATHS = ("/v1", "/mcp")
 _PROGRAM = re.compile(PROGRAM_PATTERN)
 
 
@@ -45,7 +45,7 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             _refuse_browsers(headers)
-            if scope["path"].startswith(_PRIVATE_PATH):
+            if scope["path"].startswith(_PRIVATE_PATHS):
                 scope.setdefault("state", {})["caller"] = self._caller(headers, _came_by_file(scope))
         except errors.AiosError as error:
             await refusal(error)(scope, receive, send)

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -96,13 +96,24 @@ class McpEntry(ToolPolicy, frozen=True, kw_only=True):
     Attributes:
         command: program and arguments of a server to start.
         url: of a server that runs.
-        env: names of the kernel's environment variables that a started server sees; PATH and the locale it has anyway.
+        env: names of the kernel's environment variables that a started server sees; PATH, HOME and the locale it has
+            anyway, the kernel's own settings (`AIOS_...`) never.
+        cwd: where a started server runs; empty: where the kernel does.
+        headers: of requests to the URL, each by the name of the environment variable that holds its value.
+        pin: who approves its tools: a person (`aios tools approve NAME`), or whoever sees them `first`.
+        start: when a tool of it is first called, or with the `kernel` (and then again whenever it has died).
+        start_timeout_s: seconds until it must have listed its tools.
         tools: policies of single tools.
     """
 
     command: list[str] = []
     url: str = ""
     env: list[str] = []
+    cwd: str = ""
+    headers: dict[str, str] = {}
+    pin: Literal["approved", "first"] = "approved"
+    start: Literal["call", "kernel"] = "call"
+    start_timeout_s: _Seconds = 30.0
     untrusted: bool = True
     tools: dict[str, McpToolPolicy] = {}
 

@@ -111,6 +111,10 @@ class ToolRegistry:
         """What `tool.list` shows, by name."""
         return [self._tools[name].tool.spec for name in sorted(self._tools)]
 
+    def source(self, section: str) -> ToolSource | None:
+        """The source of a section of the tools file, if the file has that section."""
+        return self._sources.get(section)
+
     def tool(self, name: str) -> HostedTool | None:
         """What is declared of a tool, if it is known."""
         entry = self._tools.get(name)
