@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo soak test test-slow test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -31,6 +31,15 @@ bench: setup ## The default benches, JSON under runs/.
 	mkdir -p runs
 	$(BIN)/aios bench syscalls --json > runs/syscalls.json
 	$(BIN)/aios bench speedup --json > runs/speedup.json
+
+CYCLES ?= 2000
+SYSCALLS ?= 1000000
+soak: setup ## Hours of trouble in about an hour: 2,000 kills of a kernel under load, then a million syscalls; runs/*.json.
+	mkdir -p runs
+	status=0; \
+	$(BIN)/aios bench kills --cycles $(CYCLES) --json > runs/kills.json || status=1; \
+	$(BIN)/aios bench soak --syscalls $(SYSCALLS) --json > runs/soak.json || status=1; \
+	$(BIN)/aios bench show runs/kills.json runs/soak.json; exit $$status
 
 bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `aios bench engine`, each in an environment of its own.
 

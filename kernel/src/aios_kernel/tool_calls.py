@@ -52,19 +52,19 @@ class ToolService:
         if terms.ends_at_s is not None:
             left_s = max(terms.ends_at_s - time.monotonic(), _LEAST_S)
             call = msgspec.structs.replace(call, timeout_s=min(left_s, call.timeout_s or left_s))
-        grant = self._grants.begin(open_call.program.id, call, time.time(), allowed=terms.tools)
+        grant = self._grants.begin(open_call.program.id, call, time.monotonic(), allowed=terms.tools)
         open_call.program.tools[grant.grant] = call.name
         self._observe(ToolBegan(open_call.program.id, call.name, call.expected_s))
         return grant
 
     def _end(self, open_call: OpenCall, call: ToolEnd) -> Ok:
-        seconds = self._grants.end(open_call.program.id, call, time.time())
+        seconds = self._grants.end(open_call.program.id, call, time.monotonic())
         name = open_call.program.tools.get(call.grant, "")
         self._ended(open_call.program, call.grant, name, seconds, "ok" if call.ok else errors.ToolError.code)
         return Ok()
 
     async def _invoke(self, open_call: OpenCall, call: ToolInvoke) -> Result:
-        program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        program, key, began = open_call.program, f"call-{open_call.id}", time.monotonic()
         check_allowed(call.name, program.terms.tools)
         program.tools[key] = call.name
         self._observe(ToolBegan(program.id, call.name, self._registry.expected_s(call.name)))
@@ -72,9 +72,9 @@ class ToolService:
             return await self._registry.call(call)
         finally:
             program.tools.pop(key, None)
-            program.account.tool_s += time.time() - began
+            program.account.tool_s += time.monotonic() - began
             if program.finished_s is None:
-                self._observe(ToolEnded(program.id, call.name, time.time() - began))
+                self._observe(ToolEnded(program.id, call.name, time.monotonic() - began))
 
     def _list(self, open_call: OpenCall, call: ToolList) -> Tools:
         return Tools(tools=self._registry.specs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from aios_kernel.failpoints import failpoint
 from aios_kernel.syscalls import Mark, Span
 
 if TYPE_CHECKING:
@@ -51,8 +53,10 @@ class Tracer:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8")
+            failpoint("trace.write")
             self._file.writelines(msgspec.json.encode(span).decode() + "\n" for span in unwritten)
             self._file.flush()
+            failpoint("trace.written")
         except OSError as error:
             _log.warning("the trace cannot be written to %s: %s", self.path, error)
 
@@ -60,7 +64,8 @@ class Tracer:
         """Write the rest and close the file."""
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # told by the flush; what closes after this must not be kept open by it
+                self._file.close()
             self._file = None
 
 

@@ -14,6 +14,7 @@ from aios_kernel._database import Database
 from aios_kernel._names import split_name
 from aios_kernel.access.resource import Resource
 from aios_kernel.errors import AccessDenied, InvalidRequest
+from aios_kernel.failpoints import failpoint
 from aios_kernel.syscalls import Right
 
 _SCHEMA = """
@@ -92,6 +93,7 @@ class AccessManager:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 [(*grant, owner, now) for grant in grants],
             )
+            failpoint("access.granted")
 
         def remember(_: None) -> None:
             self._grants |= frozenset(grants)
@@ -120,6 +122,7 @@ class AccessManager:
                     (principal, to, grant.right, resource, resource + "/", resource + "/"),
                 )
                 gone.extend(_Grant(principal, to, str(row[0]), grant.right) for row in rows)
+            failpoint("access.revoked")
 
         def forget(_: None) -> None:
             self._grants -= frozenset(gone)

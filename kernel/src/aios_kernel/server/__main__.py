@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -22,6 +23,8 @@ from aios_kernel.server.log import KernelLog
 from aios_kernel.server.runtime import running_kernel
 
 _log = logging.getLogger("aios_kernel")
+_SILENT_S = 90.0
+"""A kernel that is not ready after so long writes down what its threads are doing, and again after as long."""
 _COLLECT = (20_000, 20, 20)
 """When Python looks for cycles. Open calls are many objects and no cycles: with Python's own numbers, a kernel with
 10,000 of them spends a third of its time on looking."""
@@ -34,7 +37,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
     try:
-        config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
+        config = _configuration()
         asyncio.run(_serve(config, options))
     except errors.AiosError as error:
         if not _report(options.report_fd, msgspec.msgpack.encode(failed(0, error))):  # or who started it says so
@@ -46,6 +49,15 @@ def main() -> int:
         _report(options.report_fd, msgspec.msgpack.encode(failed(0, wrapped)))
         return 1
     return 0
+
+
+def _configuration() -> Config:
+    """One line of JSON; not to the end of the input, which does not come while any process holds the other end.
+
+    A process that was forked by whoever starts this kernel, at that very moment, would hold it for as long as it lives.
+    """
+    faulthandler.dump_traceback_later(_SILENT_S, repeat=True)  # a start that hangs is to say where
+    return msgspec.json.decode(sys.stdin.buffer.readline(), type=Config)
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,6 +87,7 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             kernel.loop.add_signal_handler(number, kernel.shutdown.set)
         _collect_seldom()
+        faulthandler.cancel_dump_traceback_later()
         _log.info("ready after %.1f s: %s", time.monotonic() - began, kernel.describe())
         _report(options.report_fd, b"ready")
         kernel.leaves = options.leave_with_last_client
