@@ -1,4 +1,4 @@
-"""docs/memory.md and docs/storage.md name tests and benches that exist."""
+"""docs/memory.md, docs/storage.md and docs/reliability.md name tests and benches that exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from aios_evals.plugin import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "memory.md").read_text()
-BOTH = TEXT + (ROOT / "docs" / "storage.md").read_text()
-TESTS = sorted(set(re.findall(r"`((?:kernel/)?tests/[\w/]+\.py)(?:::(\w+))?`", BOTH)))
+ALL = TEXT + "".join((ROOT / "docs" / name).read_text() for name in ("storage.md", "reliability.md"))
+TESTS = sorted(set(re.findall(r"`((?:kernel/|evals/)?tests/[\w/]+\.py)(?:::(\w+))?`", ALL)))
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)

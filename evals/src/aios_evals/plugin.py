@@ -269,6 +269,41 @@ def memory(
 
 
 @bench.command()
+def kills(
+    json: Json = False,
+    full: Full = False,
+    cycles: Annotated[int | None, typer.Option(min=1, help="Kills; default 100, with --full 2,000.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the moments and the writes.")] = 0,
+) -> None:
+    """SIGKILL for a kernel under load, at random moments and at every failpoint: what it lost, how soon it is back."""
+    import sys
+
+    from aios_evals import report
+    from aios_evals.reliability.kills import run
+
+    rows, complaints = run(
+        cycles or (2_000 if full else 100), seed=seed, tell=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    report.emit("kills", rows, json=json, notes=complaints)
+    if complaints:
+        raise SystemExit(1)
+
+
+@bench.command()
+def soak(
+    json: Json = False,
+    full: Full = False,
+    syscalls: Annotated[int | None, typer.Option(min=100, help="Default 100,000, with --full 1,000,000.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after so many, if that comes first.")] = None,
+) -> None:
+    """Very many syscalls of all families on the fake engine: memory, descriptors, threads and latency, by tenths."""
+    from aios_evals import report
+    from aios_evals.reliability.soak import run
+
+    report.emit("soak", run(syscalls or (1_000_000 if full else 100_000), seconds), json=json)
+
+
+@bench.command()
 def schedule(
     json: Json = False,
     full: Full = False,
@@ -484,3 +519,17 @@ def compare(
     report.emit("compare", changes, json=json)
     if limit is not None and worst(changes) > limit:
         raise SystemExit(1)
+
+
+@bench.command()
+def show(results: Annotated[list[Path], typer.Argument(help="Results written with --json.")]) -> None:
+    """Print results as tables, and what they note."""
+    from aios_evals import report
+
+    try:
+        found = [report.load_report(path) for path in results]
+    except ValueError as error:
+        raise InvalidRequest(str(error), fix="aios bench NAME --json > FILE") from error
+    for each in found:
+        report.show(each["bench"], each["rows"])
+        print("".join(f"note: {note}\n" for note in each.get("notes", [])))

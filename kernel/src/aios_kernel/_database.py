@@ -14,6 +14,7 @@ import apsw
 from aios_kernel._batch import BatchThread
 from aios_kernel._sqlite import Synchronous, Upgrade, connect, migrate, transaction, typed_error
 from aios_kernel.errors import AiosError, Cancelled, InternalError
+from aios_kernel.failpoints import failpoint
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[apsw.Connection], T]
@@ -57,6 +58,7 @@ class GroupWriter:
     def __init__(self, db: apsw.Connection, path: Path, *, name: str) -> None:
         self._db = db
         self._path = path
+        self._name = name
         self._thread: BatchThread[_Write[Any]] = BatchThread(self._commit, name=f"aios-{name}-writer")
 
     async def run(self, job: Job[T], *, committed: Callable[[T], None] | None = None) -> T:
@@ -85,7 +87,7 @@ class GroupWriter:
             return
         try:
             self._transaction(writes)
-        except apsw.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, everybody who waits must hear of it
             for write in writes:
                 write.error = write.error or typed_error(error, self._path)
         for write in writes:
@@ -95,6 +97,8 @@ class GroupWriter:
         with transaction(self._db):
             for write in writes:
                 self._one(write)
+            failpoint(f"{self._name}.before_commit")
+        failpoint(f"{self._name}.after_commit")
 
     def _one(self, write: _Write[Any]) -> None:
         self._db.execute("SAVEPOINT one")
@@ -176,10 +180,10 @@ class Database:
         db = connect(path, synchronous=synchronous)
         try:
             migrate(db, path, schema, version, upgrades)
+            self._reader = Reader(path, name=path.stem)
         except AiosError:
             db.close(True)
             raise
-        self._reader = Reader(path, name=path.stem)
         self._writer = GroupWriter(db, path, name=path.stem)
         self.read = self._reader.run
         self.read_soon = self._reader.submit

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import apsw
 
 from aios_kernel.errors import AiosError, Busy, ConfigError, InternalError, InvalidRequest
+from aios_kernel.failpoints import failpoint, plan
 
 Synchronous: TypeAlias = Literal["FULL", "NORMAL"]
 Upgrade: TypeAlias = Callable[[apsw.Connection], None]
@@ -35,7 +36,7 @@ def connect(path: Path, *, synchronous: Synchronous = "FULL", read_only: bool = 
     db: apsw.Connection | None = None
     try:
         path.touch(mode=0o600)
-        db = apsw.Connection(str(path))
+        db = apsw.Connection(str(path), vfs=_files())
         db.set_busy_timeout(BUSY_TIMEOUT_MS)
         db.execute("PRAGMA journal_mode = WAL")
         db.pragma("synchronous", synchronous)
@@ -73,8 +74,18 @@ def migrate(
                 _upgrade(db, path, int(found), version, upgrades or {})
             if found != version:
                 db.pragma("user_version", version)
-    except apsw.Error as error:
+            failpoint(f"{path.stem}.migrated")
+    except (apsw.Error, OSError) as error:
         raise typed_error(error, path) from error
+
+
+def _files() -> str | None:
+    """How SQLite works with files: as it is used to, or with failpoints in between."""
+    if plan is None:
+        return None
+    from aios_kernel._fault_files import NAME
+
+    return NAME
 
 
 def _upgrade(db: apsw.Connection, path: Path, found: int, version: int, upgrades: Mapping[int, Upgrade]) -> None:

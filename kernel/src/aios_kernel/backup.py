@@ -18,8 +18,11 @@ import msgspec
 
 from aios_kernel._sqlite import BUSY_TIMEOUT_MS, typed_error
 from aios_kernel.errors import AiosError, ConfigError, InvalidRequest, NotFound
+from aios_kernel.failpoints import failpoint
 
 MANIFEST: Final = "manifest.json"
+_RESTORING: Final = "restore.part"
+"""The manifest of a restore that has begun; while it lies there the directory is half empty, and no kernel starts."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -55,16 +58,19 @@ def save(home: Path, folder: Path) -> Manifest:
     _refuse_full(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = [_copy(path, folder / path.name) for path in databases]
+    failpoint("backup.copied")
     manifest = Manifest(time.time(), kept)
     unfinished = folder / f"{MANIFEST}.part"
     unfinished.write_bytes(msgspec.json.encode(manifest))
     _sync(unfinished)
+    failpoint("backup.manifest")
     unfinished.replace(folder / MANIFEST)
+    failpoint("backup.saved")
     return manifest
 
 
 def restore(folder: Path, home: Path) -> Manifest:
-    """Put the databases of a backup into a data directory that has none.
+    """Put the databases of a backup into a data directory that has none, or in which that was begun before.
 
     Raises:
         NotFound: the folder is no finished backup.
@@ -72,21 +78,39 @@ def restore(folder: Path, home: Path) -> Manifest:
     """
     manifest = _manifest(folder)
     present = sorted(path.name for path in home.glob("*.db"))
-    if present:
+    if present and not _begun(home, manifest):
         raise InvalidRequest(f"{home} has data: {', '.join(present)}", fix="name an empty folder in AIOS_HOME")
     for kept in manifest.databases:
         if Path(kept.name).name != kept.name or _digest(folder / kept.name) != kept.sha256:
             raise InvalidRequest(f"{folder / kept.name} is not what was saved", fix="restore another backup")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / _RESTORING).write_bytes(msgspec.json.encode(manifest))
+    _sync(home / _RESTORING)
     for kept in manifest.databases:
         unfinished = home / f"{kept.name}.part"
         shutil.copyfile(folder / kept.name, unfinished)
         unfinished.chmod(0o600)
         _sync(unfinished)
+    failpoint("restore.copied")
     for kept in manifest.databases:  # all are there: from here on only names change
         (home / f"{kept.name}.part").replace(home / kept.name)
+        failpoint("restore.named")
     _sync(home)
+    (home / _RESTORING).unlink()
     return manifest
+
+
+def refuse_half_restored(home: Path) -> None:
+    """Raise ConfigError where a restore was interrupted: some of the databases may be missing."""
+    if (home / _RESTORING).exists():
+        raise ConfigError(f"a restore into {home} was interrupted", fix="aios restore FOLDER, the same again")
+
+
+def _begun(home: Path, manifest: Manifest) -> bool:
+    try:
+        return msgspec.json.decode((home / _RESTORING).read_bytes(), type=Manifest) == manifest
+    except (OSError, msgspec.DecodeError):
+        return False
 
 
 def _copy(path: Path, target: Path) -> Kept:

@@ -212,8 +212,8 @@ def _from_file(cwd: Path) -> tuple[dict[str, Any], dict[str, Origin]]:
     return {}, {}
 
 
-_NOT_SETTINGS = {"data", "parent", "parent_options"}
-"""`AIOS_*` variables of the evals and the adapters that are no settings of the kernel."""
+_NOT_SETTINGS = {"data", "failpoints", "parent", "parent_options"}
+"""`AIOS_*` variables of the evals, the tests and the adapters that are no settings of the kernel."""
 
 
 def _from_environment() -> tuple[dict[str, Any], dict[str, Origin]]:

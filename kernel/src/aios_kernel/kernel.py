@@ -219,8 +219,9 @@ class Kernel:
         self._settle(open_call)
         now = time.time()
         started = open_call.started_s or (open_call.opened_s if open_call.phase is None else now)
-        ran = open_call.ran_until(now)
-        count(open_call, now - open_call.opened_s - ran, ran)
+        ran = max(0.0, open_call.ran_until(now))  # a clock that was set back must not give time back
+        queued = max(0.0, now - open_call.opened_s - ran)
+        count(open_call, queued, ran)
         self.managers.audit.append(
             AuditEntry(
                 now,
@@ -230,7 +231,7 @@ class Kernel:
                 open_call.name,
                 self._resource(open_call),
                 outcome,
-                now - open_call.opened_s - ran,
+                queued,
                 ran,
             )
         )
@@ -423,7 +424,7 @@ class Kernel:
     def _sweep(self) -> None:
         """Twice a second: tool calls past their limit end, the trace reaches its file."""
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)  # first: a fault below must not end the sweeping
-        self._tools.expire(time.time())
+        self._tools.expire(time.monotonic())
         self.tracer.flush()
 
     def _wire(self) -> dict[type, Handler]:

@@ -56,14 +56,14 @@ class ToolService:
         request = self._grants.checked(program.principal, call, allowed=terms.tools)
         if not self._grants.slots.take_now(request.demand):
             return self._begin_later(open_call, request)
-        grant = self._grants.begin(program.id, request, time.time())
+        grant = self._grants.begin(program.id, request, time.monotonic())
         program.tools[grant.grant] = call.name
         self._observe(ToolBegan(program.id, call.name, request.expected_s))
         return grant
 
     async def _begin_later(self, open_call: OpenCall, request: ToolRequest) -> ToolGrant:
         """Wait for a place, paused on the tool as if it ran."""
-        program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        program, key, began = open_call.program, f"call-{open_call.id}", time.monotonic()
         span = TimeLimit.starting_now(request.limit_s)
         program.tools[key] = request.name
         self._observe(ToolBegan(program.id, request.name, request.expected_s))
@@ -76,18 +76,18 @@ class ToolService:
                 raise no_place(request.name, span.limit_s, request.demand.exclusive) from None
             raise
         del program.tools[key]
-        grant = self._grants.begin(program.id, request, time.time(), left_s=max(span.left_s, _LEAST_S))
+        grant = self._grants.begin(program.id, request, time.monotonic(), left_s=max(span.left_s, _LEAST_S))
         program.tools[grant.grant] = request.name
         return grant
 
     def _end(self, open_call: OpenCall, call: ToolEnd) -> Ok:
-        seconds = self._grants.end(open_call.program.id, call, time.time())
+        seconds = self._grants.end(open_call.program.id, call, time.monotonic())
         name = open_call.program.tools.get(call.grant, "")
         self._ended(open_call.program, call.grant, name, seconds, "ok" if call.ok else errors.ToolError.code)
         return Ok()
 
     async def _invoke(self, open_call: OpenCall, call: ToolInvoke) -> Result:
-        program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        program, key, began = open_call.program, f"call-{open_call.id}", time.monotonic()
         check_allowed(call.name, program.terms.tools)
         program.tools[key] = call.name
         self._observe(ToolBegan(program.id, call.name, self._registry.expected_s(call.name)))
@@ -98,9 +98,9 @@ class ToolService:
 
     def _unpause(self, program: Program, key: str, name: str, began_s: float) -> None:
         program.tools.pop(key, None)
-        program.account.tool_s += time.time() - began_s
+        program.account.tool_s += time.monotonic() - began_s
         if program.finished_s is None:
-            self._observe(ToolEnded(program.id, name, time.time() - began_s))
+            self._observe(ToolEnded(program.id, name, time.monotonic() - began_s))
 
     def _list(self, open_call: OpenCall, call: ToolList) -> Tools:
         return Tools(tools=self._registry.specs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections import deque
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from aios_kernel.access.redaction import redacted
+from aios_kernel.failpoints import failpoint
 from aios_kernel.syscalls import Mark, Span
 
 if TYPE_CHECKING:
@@ -55,8 +57,10 @@ class Tracer:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8")
+            failpoint("trace.write")
             self._file.writelines(msgspec.json.encode(span).decode() + "\n" for span in unwritten)
             self._file.flush()
+            failpoint("trace.written")
         except OSError as error:
             _log.warning("the trace cannot be written to %s: %s", self.path, error)
 
@@ -64,7 +68,8 @@ class Tracer:
         """Write the rest and close the file."""
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # told by the flush; what closes after this must not be kept open by it
+                self._file.close()
             self._file = None
 
 

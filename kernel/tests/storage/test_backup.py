@@ -10,7 +10,7 @@ import pytest
 
 from aios_kernel import backup
 from aios_kernel.access import AccessManager
-from aios_kernel.errors import InternalError, InvalidRequest, NotFound
+from aios_kernel.errors import ConfigError, InternalError, InvalidRequest, NotFound
 from aios_kernel.memory import ExactIndex, HashEmbedder, MemoryManager
 from aios_kernel.storage import SqliteStorage
 from aios_kernel.syscalls import MemoryAdd, MemorySearch
@@ -92,3 +92,37 @@ async def test_what_cannot_be_saved_or_restored_is_refused(tmp_path: Path) -> No
         backup.save(home, tmp_path / "another")
     with pytest.raises(NotFound):
         backup.restore(tmp_path / "another", tmp_path / "new")
+
+
+async def test_half_a_restore_is_no_data_until_it_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, again = tmp_path / "home", tmp_path / "again"
+    home.mkdir()
+    for name in ("access", "storage"):
+        storage = SqliteStorage(home / f"{name}.db")
+        await storage.put("u", "agent/a", "plan.txt", b"one")
+        await storage.close()
+    backup.save(home, tmp_path / "copy")
+    await asyncio.sleep(0.01)
+    backup.save(home, tmp_path / "other")
+
+    def dies(point: str) -> None:
+        if point == "restore.named":
+            raise OSError("the disk went away")
+
+    monkeypatch.setattr(backup, "failpoint", dies)
+    with pytest.raises(OSError, match="went away"):
+        backup.restore(tmp_path / "copy", again)
+    monkeypatch.undo()
+    assert [path.name for path in again.glob("*.db")] == ["access.db"]
+    with pytest.raises(ConfigError, match="interrupted") as caught:
+        backup.refuse_half_restored(again)
+    assert "aios restore" in (caught.value.fix or "")
+    with pytest.raises(InvalidRequest, match="has data"):
+        backup.restore(tmp_path / "other", again)
+    backup.restore(tmp_path / "copy", again)
+    backup.refuse_half_restored(again)
+    storage = SqliteStorage(again / "storage.db")
+    assert (await storage.get("u", "agent/a", "plan.txt")).data == b"one"
+    await storage.close()

@@ -25,6 +25,7 @@ from aios_kernel.access.chain import START, AuditEntry, Link, lengthen
 from aios_kernel.access.seals import Sealer, unsealed
 from aios_kernel.access.verify import GAP, Verdict, verify
 from aios_kernel.errors import AiosError
+from aios_kernel.failpoints import failpoint
 from aios_kernel.syscalls import AuditRecord
 
 _SCHEMA = """
@@ -150,7 +151,7 @@ class AuditLog:
         error: AiosError | None = None
         try:
             self._commit()
-        except (apsw.Error, OSError) as cause:
+        except Exception as cause:  # noqa: BLE001 - whatever it was, everybody who waits must hear of it
             error = typed_error(cause, self._path)
         for item in batch:
             if isinstance(item, Future) and item.set_running_or_notify_cancel():
@@ -167,6 +168,8 @@ class AuditLog:
         with transaction(self._db):
             self._db.executemany("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", end)
+            failpoint("audit.before_commit")
+        failpoint("audit.after_commit")
         self._end = end
         self._waiting.clear()
         self._lost = 0

@@ -12,6 +12,7 @@ import msgspec
 
 from aios_kernel._database import Database
 from aios_kernel.access.subject import Subject
+from aios_kernel.failpoints import failpoint
 
 _SCHEMA = """
 CREATE TABLE grants (
@@ -100,6 +101,7 @@ class Grants:
                     for grant in grants
                 ],
             )
+            failpoint("access.granted")
 
         await self.db.write(insert, committed=lambda _: self._remember(grants))
 
@@ -115,6 +117,7 @@ class Grants:
                 (principal, to, right, resource, resource + "/", resource + "/", by, by),
             )
             gone.extend((str(row[0]), str(row[1])) for row in rows)
+            failpoint("access.revoked")
 
         def forget(_: None) -> None:
             for space, giver in gone:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from aios_kernel.access.chain import START, Link
 from aios_kernel.errors import ConfigError
+from aios_kernel.failpoints import failpoint
 
 EVERY = 1000
 """Records between two lasting seals."""
@@ -67,7 +68,8 @@ class Sealer:
             self._key = _private_key(key)
             public = folder / "audit.pub"
             if not public.exists():
-                public.write_text(self._key.public_key().public_bytes_raw().hex() + "\n")
+                _write_whole(public, f"{self._key.public_key().public_bytes_raw().hex()}\n".encode(), 0o644)
+            self._cut_torn_line()
             self.seals = Seals(folder)
         except (OSError, ValueError) as error:
             raise ConfigError(
@@ -85,9 +87,26 @@ class Sealer:
         seal = self._signed(end, end)
         self._write_head(seal)
         if end.seq > self._lasting and (lasting or end.seq - self._lasting >= EVERY):
-            with (self._folder / "seals.jsonl").open("ab") as file:
-                file.write(msgspec.json.encode(seal) + b"\n")
+            self._append(msgspec.json.encode(seal) + b"\n")
             self._lasting = end.seq
+
+    def _append(self, line: bytes) -> None:
+        """Add a line to the lasting seals, or nothing of it: the next one must not follow half a line."""
+        with (self._folder / "seals.jsonl").open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                failpoint("audit.lasting")
+                if file.write(line) != len(line):
+                    raise OSError("no space is left for a seal")
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def _cut_torn_line(self) -> None:
+        """What a power loss left of the last line seals nothing."""
+        path = self._folder / "seals.jsonl"
+        if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+            os.truncate(path, text.rfind(b"\n") + 1)
 
     def _signed(self, before: Link, after: Link) -> Seal:
         seal = Seal((before.seq, before.digest.hex()), (after.seq, after.digest.hex()), time.time())
@@ -97,7 +116,9 @@ class Sealer:
         # Without a sync, as the records themselves: what a power loss takes is told as a gap at the next start.
         building = self._folder / "head.json.part"
         building.write_bytes(msgspec.json.encode(seal))
+        failpoint("audit.sealing")
         building.replace(self._folder / "head.json")
+        failpoint("audit.sealed")
 
 
 @final
@@ -156,7 +177,17 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
     except FileNotFoundError:
         key = Ed25519PrivateKey.generate()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key.private_bytes_raw())
+        _write_whole(path, key.private_bytes_raw(), 0o600)
         return key
+
+
+def _write_whole(path: Path, data: bytes, mode: int) -> None:
+    """Make a file that is there as a whole or not at all; the kernel that died while it made one left a part."""
+    building = path.with_name(f"{path.name}.part")
+    building.unlink(missing_ok=True)
+    with os.fdopen(os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        failpoint("audit.key")
+        os.fsync(file.fileno())
+    building.replace(path)

@@ -59,8 +59,8 @@ def kernel_environment() -> dict[str, str]:
 
 
 def kernel_input(config: Config) -> bytes:
-    """The configuration as the kernel process reads it: standard input, since arguments are public."""
-    return msgspec.json.encode(config)
+    """The configuration as the kernel process reads it, a line: standard input, since arguments are public."""
+    return msgspec.json.encode(config) + b"\n"
 
 
 def _try(config: Config, client: str) -> Connection | None:

@@ -14,6 +14,7 @@ import numpy as np
 from aios_kernel._batch import BatchThread
 from aios_kernel._database import Database, Reader
 from aios_kernel.errors import AiosError, InternalError
+from aios_kernel.failpoints import failpoint
 from aios_kernel.memory import outbox
 from aios_kernel.memory.embedding import EmbeddingThread
 from aios_kernel.memory.index import Hit, Space, Vector, VectorIndex
@@ -128,12 +129,20 @@ class Indexer:
                 error = self._try_sync(item.space)
                 item.done.set_exception(error) if error else item.done.set_result(None)
         # At the end the outbox keeps what is open: opening an index only to close it would cost a second.
-        if not (self._closing and self._index is None):
-            for space in self._reader.view(outbox.spaces_waiting):
-                self._try_sync(space)
+        failed = None if self._closing and self._index is None else self._try_sync_all()
         for item in batch:
             if isinstance(item, _Settle) and item.done.set_running_or_notify_cancel():
-                item.done.set_result(None)
+                item.done.set_exception(failed) if failed else item.done.set_result(None)
+
+    def _try_sync_all(self) -> AiosError | None:
+        """Carry over what is open; gives why it cannot even be seen what is, if so."""
+        try:
+            waiting = self._reader.view(outbox.spaces_waiting)
+        except AiosError as error:
+            return error
+        for space in waiting:
+            self._try_sync(space)
+        return None
 
     def _try_sync(self, space: Space) -> AiosError | None:
         try:
@@ -152,11 +161,14 @@ class Indexer:
         while more:
             after = last
             work = self._reader.view(lambda db, after=after: outbox.pending(db, space, after, _PORTION))
+            failpoint("memory.before_index")
             index.delete(space, work.gone)
             self._add(index, space, work.stored)
+            failpoint("memory.indexed")
             last, more, total = work.last, work.more, work.total
             if last > after:
                 self._db.submit(lambda db, last=last: outbox.cross_out(db, space, last)).result()
+                failpoint("memory.crossed_out")
         if space not in self._open:
             if index.count(space) != total:
                 self._rebuild(index, space)

@@ -14,6 +14,7 @@ import apsw
 
 from aios_kernel._database import Database
 from aios_kernel.errors import InvalidRequest
+from aios_kernel.failpoints import failpoint
 from aios_kernel.memory import history, outbox, reading, rows, schema
 from aios_kernel.memory.checks import check_add, check_id, check_note, check_search, check_space
 from aios_kernel.memory.embedder import Embedder
@@ -225,6 +226,7 @@ class MemoryManager:
             number = reading.number_of(db, space)
             ids = history.touched(db, number, agent, since_s)
             undone = history.roll_back(db, number, ids, agent, since_s, by=by, now=now)
+            failpoint("memory.rolled_back")
             return {note.id: rows.remember(db, number, note.id) if note.vector else None for note in undone}
 
         return len(await self._db.write(write, committed=lambda undone: self._rolled_back(space, undone)))

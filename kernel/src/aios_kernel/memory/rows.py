@@ -15,6 +15,7 @@ import apsw
 
 from aios_kernel._marks import updated
 from aios_kernel.errors import InvalidRequest
+from aios_kernel.failpoints import failpoint
 from aios_kernel.memory.history import keep, keep_creation
 from aios_kernel.memory.index import Space, Vector
 from aios_kernel.memory.labels import write_labels
@@ -103,6 +104,7 @@ def put(db: apsw.Connection, space: Space, draft: Draft) -> Change:
             *(_stored(made) if made else (None, None, None)),
         ),
     )
+    failpoint("memory.inserted")
     write_labels(db, number, seq[0], draft.metadata)
     ticket = remember(db, number, draft.id) if made is not None or (had is not None and had[0]) else None
     note = listed(db, space, number, draft.id)
@@ -153,6 +155,7 @@ def update(  # noqa: PLR0913 - what a note consists of, and who changes it
             id,
         ),
     )
+    failpoint("memory.updated")
     if metadata is not None:
         write_labels(db, number, seq[0], metadata)
     note = listed(db, space, number, id)
@@ -176,6 +179,7 @@ def supersede(db: apsw.Connection, space: Space, id: str, *, by: str, now: float
         " WHERE space = ? AND id = ?",
         (newer, now, number, id),
     )
+    failpoint("memory.superseded")
     return remember(db, number, id) if had[0] else None
 
 
@@ -189,6 +193,7 @@ def delete(db: apsw.Connection, space: Space, id: str | None, *, by: str, now: f
             (number, id),
         )
     )
+    failpoint("memory.deleted")
     db.executemany("DELETE FROM labels WHERE note = ?", [(seq,) for seq, _, _ in rows])
     return {str(gone): remember(db, number, gone) if had else None for _, gone, had in rows}
 
@@ -196,6 +201,7 @@ def delete(db: apsw.Connection, space: Space, id: str | None, *, by: str, now: f
 def remember(db: apsw.Connection, number: int, id: str) -> int:
     """Leave a line in the outbox; gives its number."""
     db.execute("INSERT INTO outbox (space, id) VALUES (?, ?)", (number, id))
+    failpoint("memory.remembered")
     return db.last_insert_rowid()
 
 

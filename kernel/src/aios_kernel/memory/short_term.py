@@ -16,7 +16,8 @@ import apsw
 import msgspec
 
 from aios_kernel._database import Database
-from aios_kernel.errors import InvalidRequest, NotFound
+from aios_kernel.errors import AiosError, InvalidRequest, NotFound
+from aios_kernel.failpoints import failpoint
 from aios_kernel.memory.checks import check_note
 from aios_kernel.syscalls import Interaction
 
@@ -80,12 +81,12 @@ class ShortTerm:
             raise InvalidRequest(f"the text is larger than the log ({self._budget:,} bytes)", fix="raise log_bytes")
         log = self._logs.setdefault(owner, _Log())
         async with log.lock:
-            log.count += 1
-            made = Interaction(log.count, role, text, time.time())
+            await self._make_room(owner, log, _size(text))
+            made = Interaction(log.count + 1, role, text, time.time())
             if log.keep:
                 await self._write(owner, [made])
+            log.count += 1  # only now: one that could not be written leaves no hole
             self._put(log, made)
-            await self._make_room(owner, log)
         return made
 
     async def recall(self, owner: Owner, first: int, last: int | None) -> list[Interaction]:
@@ -107,7 +108,10 @@ class ShortTerm:
                 else:
                     self._use(log.here[number])
                     found[number] = log.here[number].interaction
-            await self._make_room(owner, log)
+            try:
+                await self._make_room(owner, log)
+            except AiosError:  # a disk that refuses costs no reader what is there
+                self._let_go(log, moved)
             return [found[number] for number in wanted]
 
     async def keep(self, owner: Owner) -> None:
@@ -142,20 +146,23 @@ class ShortTerm:
         self._uses += 1
         item.uses.append(self._uses)
 
-    async def _make_room(self, owner: Owner, log: _Log) -> None:
-        if log.size <= self._budget:
+    async def _make_room(self, owner: Owner, log: _Log, coming: int = 0) -> None:
+        """Move out what must, so that `coming` bytes more are within the budget."""
+        if log.size + coming <= self._budget:
             return
         going: list[int] = []
-        left = log.size
+        left = log.size + coming
         for number, item in sorted(log.here.items(), key=lambda entry: entry[1].worth):
             if left <= _ROOM * self._budget:
                 break
             going.append(number)
             left -= _size(item.interaction.text)
         await self._write(owner, [log.here[number].interaction for number in going])
-        for number in going:  # only now: one that could not be written stays
-            del log.here[number]
-        log.size = left
+        self._let_go(log, going)  # only now: one that could not be written stays
+
+    def _let_go(self, log: _Log, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            log.size -= _size(log.here.pop(number).interaction.text)
 
     async def _write(self, owner: Owner, interactions: Sequence[Interaction]) -> None:
         rows = [(*owner, one.number, one.role, one.text, one.at_s) for one in interactions]
@@ -166,6 +173,7 @@ class ShortTerm:
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
+            failpoint("memory.logged")
 
         await self._db.write(write)
 
@@ -205,6 +213,7 @@ def forget_orphans(db: apsw.Connection) -> None:
 
 def _mark(db: apsw.Connection, owner: Owner) -> None:
     db.execute("INSERT OR IGNORE INTO kept_logs (principal, agent, program) VALUES (?, ?, ?)", owner)
+    failpoint("memory.kept")
 
 
 def _drop(db: apsw.Connection, owner: Owner) -> None:

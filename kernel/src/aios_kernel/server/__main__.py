@@ -23,8 +23,8 @@ from aios_kernel.server.log import KernelLog, LogFormat
 from aios_kernel.server.runtime import running_kernel
 
 _log = logging.getLogger("aios_kernel")
-_SLOW_START_S = 60.0
-"""While a start takes longer, what every thread is at goes to the log, over and over: a hang must leave a trace."""
+_SILENT_S = 60.0
+"""A kernel that is not ready after so long writes down what its threads are doing, and again after as long."""
 _COLLECT = (20_000, 20, 20)
 """When Python looks for cycles. Open calls are many objects and no cycles: with Python's own numbers, a kernel with
 10,000 of them spends a third of its time on looking."""
@@ -37,9 +37,8 @@ def main() -> int:
     handler.setFormatter(LogFormat())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every call
-    faulthandler.dump_traceback_later(_SLOW_START_S, repeat=True)
     try:
-        config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
+        config = _configuration()
         asyncio.run(_serve(config, options))
     except errors.AiosError as error:
         if not _report(options.report_fd, msgspec.msgpack.encode(failed(0, error))):  # or who started it says so
@@ -51,6 +50,15 @@ def main() -> int:
         _report(options.report_fd, msgspec.msgpack.encode(failed(0, wrapped)))
         return 1
     return 0
+
+
+def _configuration() -> Config:
+    """One line of JSON; not to the end of the input, which does not come while any process holds the other end.
+
+    A process that was forked by whoever starts this kernel, at that very moment, would hold it for as long as it lives.
+    """
+    faulthandler.dump_traceback_later(_SILENT_S, repeat=True)  # a start that hangs is to say where
+    return msgspec.json.decode(sys.stdin.buffer.readline(), type=Config)
 
 
 def _arguments() -> argparse.Namespace:

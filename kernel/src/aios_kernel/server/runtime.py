@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager
 from typing import IO, cast
 
 from aios_kernel import errors
+from aios_kernel.backup import refuse_half_restored
 from aios_kernel.chat.protocol import LoadedModel
 from aios_kernel.config import Config, home_of, socket_of, token_file_of
 from aios_kernel.engine.protocol import LoraAdapters
+from aios_kernel.failpoints import failpoint
 from aios_kernel.kernel import Kernel, MakePolicy
 from aios_kernel.managers import Managers, build_managers
 from aios_kernel.mounts import watching
@@ -73,6 +75,7 @@ def write_token(config: Config) -> str:
     fresh.unlink(missing_ok=True)
     with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token)
+    failpoint("start.token")
     fresh.replace(path)
     return token
 
@@ -88,11 +91,14 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
     policy = make_policy(config.policy, config.policy_options)
     doors = doors or Doors()
     with contextlib.closing(lock_home(config)):
+        failpoint("start.locked")
+        refuse_half_restored(home_of(config))
         token = write_token(config)
         doorman = Doorman(token, principal_name(), config.principals)
         # Loading takes seconds and would block the loop's signals.
         model = await asyncio.to_thread(_load, plugins, config)
         managers: Managers = await asyncio.to_thread(build_managers, config, plugins)
+        failpoint("start.opened")
         kernel = Kernel(config, model, managers, policy, make_policy)
         try:
             async with (

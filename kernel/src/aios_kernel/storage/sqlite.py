@@ -12,6 +12,7 @@ import apsw
 
 from aios_kernel._database import Database
 from aios_kernel._sqlite import Upgrade
+from aios_kernel.failpoints import failpoint
 from aios_kernel.storage.protocol import after, check_data, check_path, check_prefix, check_quota, no_file
 from aios_kernel.syscalls import FileData, FileInfo
 
@@ -112,7 +113,13 @@ class SqliteStorage:
         """Write an old version again; see `Storage.rollback`."""
         key = (principal, owner, check_path(path))
         now = time.time()
-        return await self._db.write(lambda db: self._insert(db, key, _select(db, key, version).data, now))
+
+        def write_again(db: apsw.Connection) -> FileInfo:
+            info = self._insert(db, key, _select(db, key, version).data, now)
+            failpoint("storage.rolled_back")
+            return info
+
+        return await self._db.write(write_again)
 
     async def usage(self, principal: str, owner: str) -> int:
         """Bytes of an owner's files; see `Storage.usage`."""
@@ -129,7 +136,9 @@ class SqliteStorage:
                 " RETURNING path",
                 span,
             )
-            return len({row[0] for row in rows})
+            gone = {row[0] for row in rows}
+            failpoint("storage.deleted")
+            return len(gone)
 
         return await self._db.write(remove)
 
@@ -139,6 +148,7 @@ class SqliteStorage:
 
     def _insert(self, db: apsw.Connection, key: tuple[str, str, str], data: bytes, now: float) -> FileInfo:
         info = _insert(db, key, data, now)
+        failpoint("storage.inserted")
         check_quota(key[1], key[2], _used(db, *key[:2]), self._quota)  # an error takes the row back
         return info
 

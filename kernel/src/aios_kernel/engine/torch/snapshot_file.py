@@ -22,6 +22,7 @@ from aios_kernel.engine.torch.host import HostMemory
 from aios_kernel.engine.torch.lora.adapter import Adapter
 from aios_kernel.engine.torch.snapshot import TorchSnapshot, new_snapshot
 from aios_kernel.errors import SnapshotError
+from aios_kernel.failpoints import failpoint
 
 FORMAT = "aios-context-1"
 _FIX = "run the call again; if it stays, look for other programs that write below AIOS_HOME"
@@ -96,9 +97,13 @@ def write(path: Path, state: bytes, data: Sequence[Tensor]) -> None:
     try:
         # The file is made here, because the library would make it readable by everybody.
         os.close(os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        failpoint("context.created")
         save_file(parts, building, metadata)
+        failpoint("context.written")
         _sync(building)
+        failpoint("context.synced")
         building.replace(path)
+        failpoint("context.saved")
     except (OSError, SafetensorError) as error:
         raise SnapshotError(f"a snapshot cannot be written to {path}: {error}", fix=_room(path)) from error
     finally:

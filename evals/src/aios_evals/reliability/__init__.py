@@ -1,0 +1,1 @@
+"""`aios bench kills` and `aios bench soak`: a kernel that is killed again and again, and one that runs for long."""
