@@ -129,6 +129,7 @@ def rule(right: str, resource: str, effect: str = "allow") -> str:
         ("version = 2", r":1: version: "),
         ("\nallowed = []", r":2: allowed: unknown key; there are: version, roles"),
         (rule("call", "tool/x") + "role = ['a']", r":4: allow\[0\].role: .*unknown field"),
+        (rule("call", "tool/x") + "tainted = true", r":4: allow\[0\].tainted: .*unknown field"),
         ("[[allow]]\nrights = ['call']\nresource = ['tool/x']", r"allow\[0\]"),
         (rule("fly", "tool/x"), r":2: allow\[0\].rights: Invalid enum value"),
         (rule("call", "tol/x"), r":3: allow\[0\].resources: \"tol/x\" names no resource"),
