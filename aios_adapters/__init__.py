@@ -8,6 +8,7 @@ def main(): ...
 
 from aios_adapters import _handover, memory, workflow
 from aios_adapters._agent import agent, running
+from aios_adapters._approvals import on_approval
 from aios_adapters._branches import Branch, Branches, branches
 from aios_adapters._notes import Memory
 from aios_adapters._scope import Scope, current
@@ -27,6 +28,7 @@ __all__ = [
     "current",
     "host",
     "memory",
+    "on_approval",
     "receive",
     "running",
     "send",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import audit, backups, looking, notes, running, settings
+from aios_adapters.cli import access, audit, backups, looking, notes, running, settings
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -24,6 +24,10 @@ app.command()(backups.restore)
 app.command()(settings.plugins)
 app.command()(settings.doctor)
 app.add_typer(settings.config_app, name="config")
+app.command()(access.approvals)
+app.command()(access.approve)
+app.command()(access.deny)
+app.add_typer(access.access_app, name="access")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(notes.memory_app, name="memory")
 host().activate()

@@ -8,7 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
+
 from aios_kernel import errors
+from aios_kernel.access import AccessManager, Subject, denied
 from aios_kernel.access.redaction import redacted
 from aios_kernel.calls import OpenCall
 from aios_kernel.mailbox import Mailboxes
@@ -44,6 +47,7 @@ class AgentService:
 
     observe: Callable[[Event], None]
     drop: Callable[[Program], None]
+    access: AccessManager
     standings: Callable[[], Mapping[str, Standing]] = dict[str, Standing]
     homes: Callable[[], Mapping[str, str]] = dict[str, str]
     table: ProcessTable = field(default_factory=ProcessTable)
@@ -53,8 +57,14 @@ class AgentService:
     _waiters: dict[str, set[asyncio.Future[None]]] = field(default_factory=dict[str, set[asyncio.Future[None]]])
 
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
-        """Register a program."""
+        """Register a program. Raises AccessDenied for a child that is another agent than its parent may start."""
+        if call.parent:
+            check_spawn(self.access, self.table.alive(call.parent, principal), call)
+        subject = Subject(principal, call.group or principal, call.agent, call.framework)
+        if (budget := self.access.policy.budget(subject)) is not None:
+            call = msgspec.structs.replace(call, budget=budget if call.budget is None else min(budget, call.budget))
         program = self.table.spawn(call, principal, session)
+        program.contained = self.access.policy.contained(program.chain()[0])
         self.open_calls.setdefault(program.id, set())
         return program
 
@@ -92,7 +102,8 @@ class AgentService:
             raise errors.NotFound(
                 f'program "{call.to}" has ended and reads no messages', fix="send to its agent's name"
             )
-        mail = Mail(sender=sender.agent, body=call.body, topic=call.topic, sent_s=time.time())
+        taint = [*sender.taint]
+        mail = Mail(sender=sender.agent, body=call.body, topic=call.topic, sent_s=time.time(), taint=taint)
         self.mail.put(sender.principal, call.to, mail)
         return Ok()
 
@@ -102,7 +113,9 @@ class AgentService:
         _check_timeout(call.timeout_s)
         take = self.mail.take(program.principal, [program.id, program.agent], call.topic, call.sender)
         what = f"a message from {call.sender or 'anyone'}" + (f' on "{call.topic}"' if call.topic else "")
-        return await self._waiting(program, what, take, call.timeout_s)
+        mail = await self._waiting(program, what, take, call.timeout_s)
+        program.mark(mail.taint)
+        return mail
 
     async def do_wait(self, open_call: OpenCall, call: AgentWait) -> ProgramInfo:
         """`agent.wait`."""
@@ -168,6 +181,22 @@ class AgentService:
             program.account.message_s += waited
             if program.finished_s is None:
                 self.observe(ToolEnded(program.id, MESSAGE, waited))
+
+
+def check_spawn(access: AccessManager, parent: Program, call: AgentSpawn) -> None:
+    """Return if a program may start this child: one of its own agent and group, or of others that it may start.
+
+    Raises AccessDenied.
+    """
+    chain, wanted = parent.chain(), [f"spawn/agent/{call.agent.partition('/')[0]}"]
+    if call.agent.partition("/")[0] == chain[0].root:
+        wanted = []
+    if call.group is not None and call.group != parent.group:
+        wanted.append(f"spawn/group/{call.group}")
+    for resource in wanted:
+        decision = access.decide(chain, "spawn", resource)
+        if decision.effect != "allow":
+            raise denied(chain, "spawn", resource, decision)
 
 
 def _check_timeout(timeout_s: float | None) -> None:

@@ -99,6 +99,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of the database, such as `postgresql://user@host/name`; its password is better left to PGPASSFILE."""
     storage_quota_bytes: _Count = 0
     """What the files of one agent or group may have, all versions together; 0: any."""
+    access: str = ""
+    """The policy file of access, below the data directory unless the path is absolute; empty: `access.toml`, if it is
+    there."""
     audit_seals: str = ""
     """Folder of the audit log's signed seals; best one where only the kernel's user can write, on another disk. Empty:
     `audit.seals` in the data directory."""
@@ -171,6 +174,11 @@ def socket_of(config: Config) -> Path:
     if config.kernel not in _MODES:
         return Path(config.kernel.removeprefix("unix://")).expanduser()
     return home_of(config) / "run" / "kernel.sock"
+
+
+def policy_of(config: Config) -> Path:
+    """The policy file of access, which need not exist unless the configuration names it."""
+    return home_of(config) / Path(config.access or "access.toml").expanduser()
 
 
 def is_url(kernel: str) -> bool:

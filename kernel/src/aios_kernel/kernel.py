@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aios_kernel import errors, syscalls
-from aios_kernel.access import AuditEntry
+from aios_kernel.access import AuditEntry, Question
 from aios_kernel.agents import AgentService
 from aios_kernel.bookkeeping import count, resource_of
 from aios_kernel.calls import OpenCall
@@ -32,9 +32,11 @@ from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
+from aios_kernel.guard import Guard
 from aios_kernel.managers import Managers
 from aios_kernel.notes import NoteService
 from aios_kernel.overload import Gate
+from aios_kernel.permissions import PermissionService
 from aios_kernel.scheduler.dispatcher import Dispatcher, Update
 from aios_kernel.scheduler.protocol import Options, Policy
 from aios_kernel.session import Session
@@ -94,6 +96,7 @@ class Kernel:
             drop=managers.drop,
             standings=self.dispatcher.standings,
             homes=self.dispatcher.homes,
+            access=managers.access,
         )
         self.sessions: set[Session] = set()
         self.gate = Gate(config.max_open_calls)
@@ -101,6 +104,7 @@ class Kernel:
         self._make_policy = make_policy
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._chat = ChatService(model, config)
+        self.guard = Guard(managers, self.agents.table, self.dispatcher.observe, self._chat.served_name)
         self._windows = Windows(self._chat, self._prepare, self.submit, self.ended)
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
@@ -153,7 +157,8 @@ class Kernel:
             open_call.fail(open_call.program.terms.late())
             return
         try:
-            answer = self._routes[type(open_call.call)](open_call, open_call.call)
+            question = self.guard.decide(open_call)
+            answer = self._route(open_call) if question is None else self._once_approved(open_call, question)
         except Exception as error:  # noqa: BLE001 - a syscall's fault ends that syscall, never the kernel
             open_call.fail(_typed(error))
             return
@@ -164,9 +169,20 @@ class Kernel:
         elif answer is not None:
             open_call.finish(answer)
 
-    async def _finish(self, open_call: OpenCall, answer: Coroutine[Any, Any, Result]) -> None:
+    def _route(self, open_call: OpenCall) -> Result | Coroutine[Any, Any, Result] | None:
+        return self._routes[type(open_call.call)](open_call, open_call.call)
+
+    async def _once_approved(self, open_call: OpenCall, question: Question) -> Result | None:
+        """Run a call after a person has agreed to it; None: it has been launched, and ends elsewhere."""
+        await self.guard.ask(open_call, question)
+        answer = self._route(open_call)
+        return await answer if isinstance(answer, Coroutine) else answer
+
+    async def _finish(self, open_call: OpenCall, answer: Coroutine[Any, Any, Result | None]) -> None:
         try:
-            open_call.finish(await answer)
+            result = await answer
+            if result is not None:
+                open_call.finish(result)
         except asyncio.CancelledError:
             open_call.fail(errors.Cancelled("the syscall was cancelled"))
         except Exception as error:  # noqa: BLE001 - as in submit
@@ -404,7 +420,7 @@ class Kernel:
 
     def _wire(self) -> dict[type, Handler]:
         agents, spaces = self.agents, SpaceService(self.managers)
-        self._tools = tools = ToolService(self.managers, agents.table, self.dispatcher.observe, self.tracer)
+        self._tools = tools = ToolService(self.managers, agents.table, self.guard.heard, self.tracer)
         return {
             LlmChat: self._do_chat,
             LlmEmbed: self._do_embed,
@@ -422,7 +438,8 @@ class Kernel:
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
             **spaces.routes(),
-            **NoteService(self.managers).routes(),
+            **PermissionService(self.guard, agents.table, self.config.principals).routes(),
+            **NoteService(self.managers, agents.table).routes(),
         }
 
 

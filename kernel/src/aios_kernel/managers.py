@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aios_kernel.access import AccessManager, AuditLog
-from aios_kernel.config import Config, home_of
+from aios_kernel.config import Config, home_of, policy_of
 from aios_kernel.process import Program
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
     reranker = rerankers.get(config.reranker, rerankers["cross-encoder"])(config)
     vectors = plugins.pick("aios_kernel_vectors", "vectors", config.vectors)
     return Managers(
-        access=AccessManager(home / "access.db"),
+        access=AccessManager(home / "access.db", policy_of(config), required=bool(config.access)),
         audit=AuditLog(home / "audit.db", Path(config.audit_seals).expanduser() if config.audit_seals else None),
         memory=MemoryManager(
             home, embedder, functools.partial(vectors, home), reranker=reranker, log_bytes=config.log_bytes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from aios_kernel import errors
+from aios_kernel.access import Subject
 from aios_kernel.syscalls import AgentSpawn, Priority, ProgramInfo, ProgramState, WindowStrategy
 from aios_kernel.terms import Terms
 
@@ -15,6 +16,8 @@ NAMELESS = "http"
 """The agent of HTTP requests that name none: all of them are one program, and many conversations."""
 _FINISHED_KEPT = 1000
 _NAME_LIMIT = 200
+_SOURCES = 100
+"""Of a taint, as many are told apart; more add nothing to being tainted."""
 
 
 @dataclass(slots=True)
@@ -59,6 +62,8 @@ class Program:
     framework: str = ""
     priority: Priority = "normal"
     parent: str | None = None
+    above: Program | None = None
+    """The parent itself."""
     window: WindowStrategy | None = None
     """For its chats; None: the kernel's."""
     terms: Terms = field(default_factory=Terms)
@@ -75,7 +80,31 @@ class Program:
     tools: dict[str, str] = field(default_factory=dict[str, str])
     """Tools it is paused on, by grant."""
     waits: list[str] = field(default_factory=list[str])
-    """What it waits for from other agents."""
+    """What it waits for from other agents, or from a person."""
+    taint: dict[str, None] = field(default_factory=dict[str, None])
+    """Where untrusted content that has reached it comes from."""
+    contained: bool = False
+    """Whether its taint stays with it, by the policy."""
+    answers: dict[tuple[str, str, str], bool] = field(default_factory=dict[tuple[str, str, str], bool])
+    """What a person answered for its whole run, by rule, right and resource."""
+
+    def chain(self) -> tuple[Subject, ...]:
+        """It and the programs that it runs below, as access sees them; itself first."""
+        found: list[Subject] = []
+        program: Program | None = self
+        while program is not None:
+            found.append(Subject(program.principal, program.group, program.agent, program.framework))
+            program = program.above
+        return tuple(found)
+
+    def mark(self, sources: Iterable[str]) -> None:
+        """Untrusted content of these sources has reached it, and with its results those that it runs below."""
+        new = [source for source in sources if source not in self.taint]
+        program: Program | None = self
+        while new and program is not None:
+            for source in new[: max(0, _SOURCES - len(program.taint))]:
+                program.taint[source] = None
+            program = None if program.contained else program.above
 
     @property
     def state(self) -> ProgramState:
@@ -153,10 +182,12 @@ class ProcessTable:
             framework=call.framework or (parent.framework if parent else ""),
             priority=call.priority,
             parent=call.parent,
+            above=parent,
             window=call.window or (parent.window if parent else None),
             terms=(parent.terms if parent else Terms()).below(call),
             root=(parent.root or parent.id) if parent else "",
             session=session,
+            taint=dict(parent.taint) if parent else {},
         )
         self._alive[program.id] = program
         if program.parent is not None:

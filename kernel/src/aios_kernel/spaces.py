@@ -1,4 +1,4 @@
-"""The `storage.*` and `access.*` syscalls: whose space, who may, then the manager.
+"""The `storage.*` syscalls and the audit log's: whose space, then the manager. Who may, the guard has decided before.
 
 A space is `agent/<name>` or `group/<name>` and what is below; plain `group` is the caller's own group's. An agent of a
 framework inside another (`team/calc`) acts with the rights of the outermost one, whose name comes first.
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from aios_kernel import syscalls
+from aios_kernel.access import Resource
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import Program
-from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Ok, Result, Right
+from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Result, Right
 
 if TYPE_CHECKING:
     from aios_kernel.access import AccessManager
@@ -24,10 +25,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class SpaceService:
-    """Checks access and calls the managers."""
+    """Calls the managers."""
 
     def __init__(self, managers: Managers) -> None:
-        self._access = managers.access
         self._audit = managers.audit
         self._storage = managers.storage
 
@@ -40,56 +40,37 @@ class SpaceService:
             syscalls.StorageVersions: self._versions,
             syscalls.StorageRollback: self._rollback,
             syscalls.StorageDelete: self._delete_file,
-            syscalls.AccessGrant: self._grant,
-            syscalls.AccessRevoke: self._revoke,
             syscalls.AccessAudit: self._read_audit,
             syscalls.AccessVerify: self._verify_audit,
         }
 
-    def _space(self, program: Program, named: str | None, right: Right) -> str:
-        return allowed_space(self._access, program, named, right)
-
     # --- storage ----------------------------------------------------------------------------------------------------
 
     async def _put(self, open_call: OpenCall, call: syscalls.StoragePut) -> Result:
-        owner = self._space(open_call.program, call.owner, "write")
+        owner = space_of(open_call.program, call.owner)
         return await self._storage.put(open_call.program.principal, owner, call.path, call.data)
 
     async def _get_file(self, open_call: OpenCall, call: syscalls.StorageGet) -> Result:
-        owner = self._space(open_call.program, call.owner, "read")
+        owner = space_of(open_call.program, call.owner)
         return await self._storage.get(open_call.program.principal, owner, call.path, call.version)
 
     async def _list(self, open_call: OpenCall, call: syscalls.StorageList) -> Result:
-        owner = self._space(open_call.program, call.owner, "read")
+        owner = space_of(open_call.program, call.owner)
         return Files(files=await self._storage.list(open_call.program.principal, owner, call.prefix))
 
     async def _versions(self, open_call: OpenCall, call: syscalls.StorageVersions) -> Result:
-        owner = self._space(open_call.program, call.owner, "read")
+        owner = space_of(open_call.program, call.owner)
         return Files(files=await self._storage.versions(open_call.program.principal, owner, call.path))
 
     async def _rollback(self, open_call: OpenCall, call: syscalls.StorageRollback) -> Result:
-        owner = self._space(open_call.program, call.owner, "write")
+        owner = space_of(open_call.program, call.owner)
         return await self._storage.rollback(open_call.program.principal, owner, call.path, call.version)
 
     async def _delete_file(self, open_call: OpenCall, call: syscalls.StorageDelete) -> Result:
-        owner = self._space(open_call.program, call.owner, "write")
+        owner = space_of(open_call.program, call.owner)
         return Count(count=await self._storage.delete(open_call.program.principal, owner, call.path))
 
-    # --- access -----------------------------------------------------------------------------------------------------
-
-    async def _grant(self, open_call: OpenCall, call: syscalls.AccessGrant) -> Result:
-        program = open_call.program
-        await self._access.grant(
-            program.principal, root_of(program), call.to, call.resource, call.rights, group=program.group
-        )
-        return Ok()
-
-    async def _revoke(self, open_call: OpenCall, call: syscalls.AccessRevoke) -> Result:
-        program = open_call.program
-        await self._access.revoke(
-            program.principal, root_of(program), call.to, call.resource, call.rights, group=program.group
-        )
-        return Ok()
+    # --- the audit log ----------------------------------------------------------------------------------------------
 
     async def _read_audit(self, open_call: OpenCall, call: syscalls.AccessAudit) -> Result:
         principal = open_call.program.principal
@@ -100,16 +81,13 @@ class SpaceService:
         return AuditVerdict(**(await self._audit.verify())._asdict())
 
 
-def allowed_space(access: AccessManager, program: Program, named: str | None, right: Right) -> str:
-    """The space that a call is about, once its caller may use it; None means the caller's own.
-
-    Raises AccessDenied, or InvalidRequest for a malformed name.
-    """
-    space = f"group/{program.group}" if named == "group" else named or f"agent/{program.agent}"
-    access.check(program.principal, root_of(program), program.group, space, right)
-    return space
+def space_of(program: Program, named: str | None) -> str:
+    """The space that a call is about; None means the caller's own, `group` its group's."""
+    return f"group/{program.group}" if named == "group" else named or f"agent/{program.agent}"
 
 
-def root_of(program: Program) -> str:
-    """The agent whose rights a program has: the outermost, of `team/calc` the team."""
-    return program.agent.partition("/")[0]
+def may_use(access: AccessManager, program: Program, named: str | None, right: Right, store: str) -> bool:
+    """Whether a program may use a space's notes or files without asking anybody. Raises InvalidRequest."""
+    resource = f"{store}/{space_of(program, named)}"
+    Resource.parse(resource)
+    return access.decide(program.chain(), right, resource, tainted=bool(program.taint)).effect == "allow"

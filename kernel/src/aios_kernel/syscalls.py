@@ -15,7 +15,8 @@ ABI_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 Priority: TypeAlias = Literal["interactive", "normal", "batch"]
-Right: TypeAlias = Literal["read", "write"]
+Right: TypeAlias = Literal["read", "write", "call", "use", "send", "spawn"]
+"""What may be done: `read` and `write` spaces, `call` tools, `use` models, `send` messages, `spawn` other agents."""
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 WindowStrategy: TypeAlias = Literal["refuse", "drop_oldest_turns", "summarise"]
 """What becomes of a conversation that outgrows the model's window."""
@@ -561,6 +562,8 @@ class Mail(_Message, frozen=True, tag="agent.mail"):
     body: str
     topic: str = ""
     sent_s: float = 0.0
+    taint: list[str] = []
+    """Where untrusted content that had reached its sender comes from; whoever takes the message is tainted too."""
 
 
 class ProgramInfo(_Message, frozen=True, tag="agent.program"):
@@ -605,7 +608,11 @@ class ProgramInfo(_Message, frozen=True, tag="agent.program"):
 
 
 class AccessGrant(_Message, frozen=True, tag="access.grant"):
-    """Give another agent rights on a namespace or storage owner that the caller owns."""
+    """Give another agent rights that the caller holds by the policy, or as the owner of a space.
+
+    On `agent/NAME/...` or `group/NAME/...` (both notes and files; with `memory/` or `storage/` before it one of them):
+    `read`, `write`; on `tool/NAME` `call`; on `model/NAME` `use`; on `message/AGENT` `send`.
+    """
 
     to: str
     resource: str
@@ -618,6 +625,117 @@ class AccessRevoke(_Message, frozen=True, tag="access.revoke"):
     to: str
     resource: str
     rights: list[Right]
+
+
+class AccessGrants(_Message, frozen=True, tag="access.grants"):
+    """List the grants of the caller's principal; gives `GrantList`."""
+
+
+class AccessPolicy(_Message, frozen=True, tag="access.policy"):
+    """Read the policy in force, for the kernel's own user; with `reload` read its file again first.
+
+    Gives `PolicyText`.
+    """
+
+    reload: bool = False
+
+
+class AccessCheck(_Message, frozen=True, tag="access.check"):
+    """Ask what would be decided about an agent of the caller's principal, and by which rule; gives `AccessVerdict`.
+
+    `program` asks about a run as it stands, with its parents and its taint; else a run of `agent` that nobody started.
+    """
+
+    right: Right
+    resource: str
+    agent: str = ""
+    group: str | None = None
+    framework: str = ""
+    tainted: bool = False
+    program: str | None = None
+
+
+class AccessPending(_Message, frozen=True, tag="access.pending"):
+    """List the calls that wait for the caller's answer, the oldest first; gives `Approvals`.
+
+    Only those with numbers above `after`; with `wait` the answer comes when there is one.
+    """
+
+    after: int = 0
+    wait: bool = False
+
+
+class AccessApprove(_Message, frozen=True, tag="access.approve"):
+    """Answer a call that waits for a person; gives `Ok`.
+
+    `remember`: the same answer for the rest of that run, whenever the same rule asks about the same resource.
+    """
+
+    id: str
+    allow: bool
+    remember: bool = False
+
+
+class GrantRow(_Message, frozen=True):
+    """What one agent gave another. `holds`: whether the giver has it himself now, without which it is worth nothing."""
+
+    to: str
+    resource: str
+    right: Right
+    granted_by: str
+    holds: bool
+
+
+class GrantList(_Message, frozen=True, tag="access.grant_list"):
+    """Grants by grantee and resource."""
+
+    grants: list[GrantRow]
+
+
+class PolicyText(_Message, frozen=True, tag="access.policy_text"):
+    """The policy in force, as it is written, and where."""
+
+    source: str
+    text: str
+
+
+class AccessVerdict(_Message, frozen=True, tag="access.decision"):
+    """What is decided about a call, and the rule (or ownership, or grant) that decides."""
+
+    effect: Literal["allow", "ask", "deny"]
+    rule: str
+    roles: list[str] = []
+
+
+class Approval(_Message, frozen=True):
+    """A call that waits for a person.
+
+    All text that others wrote is cut to a length, keys and passwords are taken out, and what is no printable character
+    is escaped. `taint`: where untrusted content that reached the run comes from. At `expires_s` (seconds since 1970)
+    `default` counts.
+    """
+
+    id: str
+    number: int
+    agent: str
+    program: str
+    framework: str
+    group: str
+    principal: str
+    right: Right
+    resource: str
+    arguments: str
+    taint: list[str]
+    rule: str
+    asked_s: float
+    expires_s: float
+    default: Literal["allow", "deny"]
+
+
+class Approvals(_Message, frozen=True, tag="access.approvals"):
+    """Calls that wait for a person, the oldest first."""
+
+    approvals: list[Approval]
 
 
 class AccessAudit(_Message, frozen=True, tag="access.audit"):
@@ -849,14 +967,16 @@ Syscall: TypeAlias = Union[
     MemoryRecord, MemoryRecall, MemoryKeep,
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
     AgentSpawn, AgentExit, AgentSend, AgentReceive, AgentWait, AgentPriority,
-    AccessGrant, AccessRevoke, AccessAudit, AccessVerify,
+    AccessGrant, AccessRevoke, AccessGrants, AccessPolicy, AccessCheck, AccessPending, AccessApprove,
+    AccessAudit, AccessVerify,
     KernelInfo, KernelPs, KernelKill, KernelTrace, KernelPolicy, KernelShutdown,
 ]  # fmt: skip
 """Everything that can be asked."""
 
 Result: TypeAlias = Union[
     Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, Spaces, MemoryProgress,
-    Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo, AuditRecords, AuditVerdict,
+    Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo,
+    GrantList, PolicyText, AccessVerdict, Approvals, AuditRecords, AuditVerdict,
     KernelStatus, Programs, Trace,
 ]  # fmt: skip
 """Everything that can be answered."""

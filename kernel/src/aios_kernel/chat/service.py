@@ -18,7 +18,7 @@ from aios_kernel.chat.window_fit import Fitted, Fitting, WindowFitter
 from aios_kernel.config import Config
 from aios_kernel.engine.protocol import Grammar, SamplingParams
 from aios_kernel.process import Program
-from aios_kernel.syscalls import LlmChat, Sampling, WindowStrategy
+from aios_kernel.syscalls import LlmChat, LlmEmbed, Sampling, WindowStrategy
 from aios_kernel.terms import Terms
 
 _INLINE_CHARACTERS = 4000
@@ -41,6 +41,15 @@ class ChatService:
     def loras(self) -> list[str]:
         """Names of the model's adapters."""
         return [*self._loras.known()]
+
+    def served_name(self, call: LlmChat | LlmEmbed) -> str:
+        """What really serves a call, for access: an adapter, the model (whatever it is called), the embedder."""
+        named = self._names.get(call.model or "", call.model)
+        if isinstance(call, LlmEmbed):
+            return self._model.name if named == self._model.name else "embedder"
+        if named is not None and named in self._loras.known():
+            return named
+        return call.lora or self._model.name
 
     def fits_by_itself(self, call: LlmChat, program: Program) -> bool:
         """Whether no strategy is declared for this call's window; else `fit` must see it before it is prepared."""

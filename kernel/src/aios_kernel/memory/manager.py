@@ -141,8 +141,10 @@ class MemoryManager:
         note, _ = await self._db.read(lambda db: reading.get(db, space, id, time.time()))
         return note
 
-    async def update(self, principal: str, namespace: str, call: MemoryUpdate, *, by: str = "") -> Note:
-        """Replace text and/or metadata of a note; raises `NotFound`."""
+    async def update(
+        self, principal: str, namespace: str, call: MemoryUpdate, *, by: str = "", taint: Sequence[str] = ()
+    ) -> Note:
+        """Replace text and/or metadata of a note, and mark it with sources of `taint`; raises `NotFound`."""
         space, id = check_space(principal, namespace), check_id(call.id)
         if call.text is not None:
             check_note(call.text)
@@ -151,18 +153,21 @@ class MemoryManager:
             vector = None
             if has_vector and call.text is not None:
                 vector = (await self._embedding.embed([call.text]))[0]
-            change = await self._write_update(space, call, vector, by)
+            change = await self._write_update(space, call, vector, by, taint)
             if change is not None:
                 return change.note
 
-    async def _write_update(self, space: Space, call: MemoryUpdate, vector: Vector | None, by: str) -> Change | None:
+    async def _write_update(
+        self, space: Space, call: MemoryUpdate, vector: Vector | None, by: str, taint: Sequence[str]
+    ) -> Change | None:
         def write(db: apsw.Connection) -> Change | None:
             embedded = None
             if vector is not None and call.text is not None:
                 embedded = Embedded(self._model, vector, self._read(call.text, call.metadata or {}))
             return rows.update(
-                db, space, call.id, by=by, now=time.time(), text=call.text, metadata=call.metadata, embedded=embedded
-            )
+                db, space, call.id, by=by, now=time.time(), text=call.text, metadata=call.metadata, embedded=embedded,
+                taint=taint,
+            )  # fmt: skip
 
         return await self._db.write(write, committed=lambda change: self._changed(space, change))
 

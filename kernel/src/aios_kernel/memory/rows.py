@@ -8,11 +8,12 @@ replaces stays in `history` for a while.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import apsw
 
+from aios_kernel._marks import updated
 from aios_kernel.errors import InvalidRequest
 from aios_kernel.memory.history import keep, keep_creation
 from aios_kernel.memory.index import Space, Vector
@@ -118,19 +119,22 @@ def update(  # noqa: PLR0913 - what a note consists of, and who changes it
     text: str | None,
     metadata: dict[str, Any] | None,
     embedded: Embedded | None,
+    taint: Iterable[str] = (),
 ) -> Change | None:
-    """Replace parts of a note; raises `NotFound`.
+    """Replace parts of a note, and mark it with `taint`; raises `NotFound`.
 
     `embedded` belongs to `text` and is taken only if the note has a vector. None, and no change: the note needs a
     vector for its new text (somebody gave it one meanwhile) and there is none here.
     """
     number = number_of(db, space)
     had = db.execute(
-        "SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ? AND (expires_s IS NULL OR expires_s > ?)",
+        "SELECT model IS NOT NULL, metadata FROM notes"
+        " WHERE space = ? AND id = ? AND (expires_s IS NULL OR expires_s > ?)",
         (number, id, now),
     ).fetchone()
     if had is None:
         raise no_note(space, id)
+    metadata = updated(json.loads(had[1]), metadata, taint)
     if had[0] and text is not None and embedded is None:
         return None
     keep(db, number, id, by, now)

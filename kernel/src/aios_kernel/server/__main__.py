@@ -75,6 +75,7 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
     async with running_kernel(config) as kernel:
         for number in (signal.SIGINT, signal.SIGTERM):
             kernel.loop.add_signal_handler(number, kernel.shutdown.set)
+        kernel.loop.add_signal_handler(signal.SIGHUP, _hung_up_or_reload, kernel, _has_terminal())
         _collect_seldom()
         _log.info("ready after %.1f s: %s", time.monotonic() - began, kernel.describe())
         _report(options.report_fd, b"ready")
@@ -83,11 +84,33 @@ async def _serve(config: Config, options: argparse.Namespace) -> None:
         await kernel.shutdown.wait()
         if leaving is not None:
             leaving.cancel()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)  # an impatient second ctrl-C must not spoil an orderly end
     gc.unfreeze()  # what Python frees last is looked through once more: libraries miss their objects aloud
     _log.info("stopped")
+
+
+def _hung_up_or_reload(kernel: Kernel, had_terminal: bool) -> None:
+    """Read the access policy again, unless the signal says that the terminal of this kernel has gone.
+
+    A wrong policy is told in the log, and the old one stays.
+    """
+    if had_terminal and not _has_terminal():
+        kernel.shutdown.set()
+        return
+    try:
+        kernel.managers.access.reload()
+    except errors.ConfigError as error:
+        _log.error("the access policy stays as it was: %s", error)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _collect_seldom() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -30,8 +31,19 @@ from aios_kernel.openai_wire import (
     model_named,
 )
 from aios_kernel.server.http_agents import Caller, HttpAgents, Talk
+from aios_kernel.server.http_approvals import APPROVALS_PATH, pending_reply, read_answer, read_pending
 from aios_kernel.server.http_replies import EventStream, refusal, whole
-from aios_kernel.syscalls import ABI_VERSION, Embeddings, KernelInfo, KernelStatus, LlmDelta, LlmResult, Result
+from aios_kernel.syscalls import (
+    ABI_VERSION,
+    Approvals,
+    Embeddings,
+    KernelInfo,
+    KernelStatus,
+    LlmDelta,
+    LlmResult,
+    Ok,
+    Result,
+)
 
 R = TypeVar("R", bound=Result)
 E = TypeVar("E")
@@ -60,6 +72,8 @@ class Front:
                 Route(f"/v1{EMBEDDINGS_PATH}", self.embeddings, methods=["POST"]),
                 Route(f"/v1{MODELS_PATH}", self.models, methods=["GET"]),
                 Route(f"/v1{MODELS_PATH}/{{name:path}}", self.model, methods=["GET"]),
+                Route(f"/v1{APPROVALS_PATH}", self.approvals, methods=["GET"]),
+                Route(f"/v1{APPROVALS_PATH}/{{id}}", self.approve, methods=["POST"]),
                 Route("/kernel", self.kernel, methods=["GET"]),
                 Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/healthz", self.healthz, methods=["GET"]),
@@ -81,6 +95,17 @@ class Front:
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
         return whole(model_named(request.path_params["name"], *await self._served(request)))
+
+    async def approvals(self, request: Request) -> Response:
+        """`GET /v1/approvals`: what waits for you; `?wait=true&after=NUMBER` holds until there is something."""
+        call = read_pending(request.query_params)
+        return whole(pending_reply(await _result(request, self._agents.ask(_caller(request), call), Approvals)))
+
+    async def approve(self, request: Request) -> Response:
+        """`POST /v1/approvals/ID`: answer one."""
+        call = await _read(request, functools.partial(read_answer, request.path_params["id"]))
+        await _result(request, self._agents.ask(_caller(request), call), Ok)
+        return whole({"id": call.id, "allow": call.allow, "remember": call.remember})
 
     async def kernel(self, request: Request) -> Response:
         """`GET /kernel`: where the socket is, for clients that know this URL alone; it lets nobody in."""

@@ -23,6 +23,7 @@ class HostedTool:
         isolation: what the tool needs; a level that this kernel does not offer is refused, never lowered.
         timeout_s: seconds a call may take; None means the kernel's default.
         expected_s: seconds a call usually takes, for the scheduler; None: it learns them.
+        untrusted: what it returns may have been written by a stranger, and taints the program that reads it.
     """
 
     spec: ToolSpec
@@ -30,3 +31,4 @@ class HostedTool:
     isolation: Isolation = "trusted"
     timeout_s: float | None = None
     expected_s: float | None = None
+    untrusted: bool = False

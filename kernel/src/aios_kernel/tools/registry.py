@@ -59,6 +59,11 @@ class ToolRegistry:
         for tool in tools:
             self._register(tool)
 
+    def tool(self, name: str) -> HostedTool | None:
+        """What is declared of a tool, if it is known."""
+        entry = self._tools.get(name)
+        return entry.tool if entry is not None else None
+
     def specs(self) -> list[ToolSpec]:
         """What `tool.list` shows, by name."""
         return [self._tools[name].tool.spec for name in sorted(self._tools)]
