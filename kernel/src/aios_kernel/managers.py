@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aios_kernel.plugins import Plugins
     from aios_kernel.storage import Storage
     from aios_kernel.tools import Confine, ToolGrants, ToolRegistry, ToolSource
+    from aios_kernel.tools.file import ToolsFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,19 @@ class Managers:
 def build_managers(config: Config, plugins: Plugins) -> Managers:
     """Open everything below the data directory. Blocks for as long as the databases take."""
     from aios_kernel.memory import MemoryManager
-    from aios_kernel.tools import ToolGrants, ToolRegistry
+    from aios_kernel.tools import Slots, ToolGrants, ToolRegistry, ToolStore
+    from aios_kernel.tools.file import read_tools
 
-    home = home_of(config)
+    home, slots, file = home_of(config), Slots(), read_tools(config)
     tools = ToolRegistry(
         plugins.tools(),
+        store=ToolStore(home / "tools.db"),
+        slots=slots,
         default_timeout_s=config.tool_timeout_s,
-        sources=_tool_sources(config, plugins),
+        sources=_tool_sources(config, plugins, file),
         levels=_isolation_levels(config, plugins),
     )
+    grants = ToolGrants(config.tool_timeout_s, slots=slots, rules=file.local)
     known = plugins.named("aios_kernel_embedders")
     embedder = known.get(config.embedder, known["sentence-transformers"])(config)
     rerankers = plugins.named("aios_kernel_rerankers")
@@ -69,15 +74,12 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
         ),
         storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
         tools=tools,
-        grants=ToolGrants(config.tool_timeout_s),
+        grants=grants,
     )
 
 
-def _tool_sources(config: Config, plugins: Plugins) -> dict[str, ToolSource]:
+def _tool_sources(config: Config, plugins: Plugins, file: ToolsFile) -> dict[str, ToolSource]:
     """What the tools file asks for, by section."""
-    from aios_kernel.tools.file import read_tools
-
-    file = read_tools(config)
     makers = plugins.named("aios_kernel_tool_sources")
     wanted = [section for section in ("commands", "python", "mcp") if getattr(file, section)]
     for section in wanted:

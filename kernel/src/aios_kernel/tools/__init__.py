@@ -1,13 +1,18 @@
 """Tools that the kernel hosts, and leave for tools that run in the agents' processes."""
 
-from aios_kernel.tools.grants import Expired, ToolGrants, check_allowed
+from aios_kernel.tools.grants import Expired, ToolGrants, ToolRequest, check_allowed
 from aios_kernel.tools.history import Latency
 from aios_kernel.tools.hosted import Confine, Effects, EffectStatus, HostedTool, Isolation, Launch, Retry
-from aios_kernel.tools.registry import ToolRegistry
+from aios_kernel.tools.registry import Caller, ToolRegistry
+from aios_kernel.tools.runner import TimeLimit, no_place
+from aios_kernel.tools.slots import Demand, Slots
 from aios_kernel.tools.source import FixedTools, Offer, ToolSource
+from aios_kernel.tools.store import ToolStore
 
 __all__ = [
+    "Caller",
     "Confine",
+    "Demand",
     "EffectStatus",
     "Effects",
     "Expired",
@@ -18,8 +23,13 @@ __all__ = [
     "Launch",
     "Offer",
     "Retry",
+    "Slots",
+    "TimeLimit",
     "ToolGrants",
     "ToolRegistry",
+    "ToolRequest",
     "ToolSource",
+    "ToolStore",
     "check_allowed",
+    "no_place",
 ]
