@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow attack test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean
+.PHONY: demo test test-slow attack test-llamacpp test-vllm test-environments test-frameworks check soak nightly bench bench-peers setup bubblewrap format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -63,6 +63,9 @@ bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `ai
 	.venv-gguf/bin/python -m pip install --quiet "llama-cpp-python==0.3.36" "gguf>=0.19,<1"
 	touch $@
 
+soak: setup ## 1,000 kills of a kernel with tools at work; effects are counted outside.
+	SOAK_KILLS=1000 $(BIN)/python -m pytest -m slow kernel/tests/tools/test_kills.py
+
 test-llamacpp: .venv-gguf/.installed ## The llamacpp engine: contract suites on small GGUF files, and its own tests.
 	.venv-gguf/bin/python -m pytest kernel/tests/engine tests/test_engines.py -k llamacpp
 
@@ -80,6 +83,10 @@ test-vllm: setup .venv-vllm-kernel/.installed ## vLLM in process, and as a serve
 	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_contract.py kernel/tests/engine/test_vllm_inprocess.py -k vllm
 	.venv-vllm-kernel/bin/python -m pytest $(VLLM_WARNS) kernel/tests/engine/test_chat_contract.py -k vllm-inprocess
 	$(BIN)/python -m pytest kernel/tests/engine/test_chat_contract.py kernel/tests/engine/test_vllm_server.py -k "vllm and not inprocess"
+
+bubblewrap: ## bwrap, for level `sandbox` of hosted tools, from the system's packages; needs root where it is missing.
+	command -v bwrap > /dev/null || apt-get install --yes --no-install-recommends bubblewrap \
+		|| { apt-get update && apt-get install --yes --no-install-recommends bubblewrap; }
 
 format: setup
 	$(BIN)/ruff check --fix .

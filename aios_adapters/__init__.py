@@ -6,11 +6,12 @@ import aios_adapters as aios
 def main(): ...
 """
 
-from aios_adapters import _handover, memory, workflow
+from aios_adapters import _handover, memory, tools, workflow
 from aios_adapters._agent import agent, running
 from aios_adapters._approvals import on_approval
 from aios_adapters._branches import Branch, Branches, branches
 from aios_adapters._notes import Memory
+from aios_adapters._options import ToolLimit
 from aios_adapters._scope import Scope, current
 from aios_adapters.messages import areceive, asend, await_end, receive, send, wait
 from aios_adapters.plugins import host
@@ -20,6 +21,7 @@ __all__ = [
     "Branches",
     "Memory",
     "Scope",
+    "ToolLimit",
     "agent",
     "areceive",
     "asend",
@@ -32,6 +34,7 @@ __all__ = [
     "receive",
     "running",
     "send",
+    "tools",
     "wait",
     "workflow",
 ]

@@ -49,6 +49,8 @@ def agent(target: Any = None, **options: Unpack[Options]) -> Any:
             memory: overrides where framework memory lives: `kernel`, `mediated` or `off`.
             tools: names of the tools that it and the agents inside it may call; others raise AccessDenied, which
                 comes back as the framework's tool error. None: all.
+            tool_limits: `ToolLimit`s by the names of tools that run in agents' processes: how many calls run at a time,
+                and which tools exclude each other. What the kernel's tools file says comes first.
             models: model names that the agent's code uses, mapped to those that the kernel is asked for.
             window: what becomes of conversations that outgrow the model's window: `refuse` (an error),
                 `drop_oldest_turns` or `summarise` (by the model). The system prompt, the tools and the last step

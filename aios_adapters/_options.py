@@ -13,6 +13,23 @@ from aios_kernel.syscalls import Priority, WindowStrategy
 MemoryMode = Literal["kernel", "mediated", "off"]
 
 
+@dataclass(frozen=True, slots=True)
+class ToolLimit:
+    """A limit on calls of a tool that runs in agents' processes; calls beyond it wait for their turn.
+
+    Attributes:
+        max_running: calls of the tool at a time, by all agents of the user that say so; None: any number.
+        exclusive: a group of tools of which one call runs at a time, whoever's; None: none.
+    """
+
+    max_running: int | None = None
+    exclusive: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing. Raises ConfigError."""
+        _check_limit("max_running", self.max_running, int)
+
+
 class RunOptions(TypedDict, total=False):
     """The keyword arguments of `aios.running`; `aios.agent` documents them."""
 
@@ -24,6 +41,7 @@ class RunOptions(TypedDict, total=False):
     deadline: float | None
     lora: str | None
     tools: Collection[str] | None
+    tool_limits: Mapping[str, ToolLimit] | None
     models: Mapping[str, str] | None
     kernel: str | None
 
@@ -46,6 +64,7 @@ class AgentOptions:
         deadline: seconds of one run, its children included.
         lora: the model's LoRA adapter, by its name in the kernel; None: the outer agent's.
         tools: names of the tools that it may call; None: those that the outer agent may.
+        tool_limits: limits of tools by their names; the outer agent's come after.
         models: model names that it uses, mapped to those that are asked for instead; the outer agent's come after.
     """
 
@@ -59,6 +78,7 @@ class AgentOptions:
     deadline: float | None = None
     lora: str | None = None
     tools: Collection[str] | None = None
+    tool_limits: Mapping[str, ToolLimit] | None = None
     models: Mapping[str, str] | None = None
 
     @classmethod

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from aios_adapters._kernel import KernelLink
-from aios_adapters._options import AgentOptions
+from aios_adapters._options import AgentOptions, ToolLimit
 from aios_adapters._sync import in_thread
 from aios_adapters._tool_run import ToolRun
 from aios_kernel import errors
@@ -45,6 +45,8 @@ _log = logging.getLogger("aios_adapters")
 
 _SHARED: dict[str, Any] = {"budget": None, "deadline": None, "tools": None}
 """What the agents inside a run have no limits of their own for: the kernel holds them to those of the run."""
+
+_NO_LIMIT = ToolLimit()
 
 _current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("aios_scope")
 _process_scope: Scope | None = None
@@ -104,6 +106,8 @@ class Scope:
         self._lora: str | None = options.lora or (parent._lora if parent else None)
         self._models: dict[str | None, str] = dict(parent._models) if parent is not None else {}
         self._models.update(options.models or {})
+        self._tool_limits: dict[str, ToolLimit] = dict(parent._tool_limits) if parent is not None else {}
+        self._tool_limits.update(options.tool_limits or {})
         self._known_on: Connection | None = None
         self._children: dict[str, Scope] = {}
         # Re-entrant: a generator that the garbage collector closes may release its hold in the middle of anything.
@@ -280,11 +284,11 @@ class Scope:
         `arguments` is the JSON text of the call. Raises AccessDenied when the kernel refuses, ToolTimeout when the
         grant's time has passed (the tool's thread cannot be killed and is abandoned), else what `run` raises.
         """
-        begin = ToolBegin(name=name, arguments=arguments, call_id=call_id)
+        begin = self._begin(name, arguments, call_id)
         if self.passthrough:  # in the thread where it would run without us
             return self._run_here(self.call(begin, ToolGrant), run)
         self._ensure_spawned()
-        job = ToolRun(run)
+        job = ToolRun(run, self._give_back)
         cancel = self._link.client().start(begin, job.answered, program=self.program)
         try:
             result = job.wait(lambda limit_s: _timed_out(name, self.agent, limit_s))
@@ -312,7 +316,7 @@ class Scope:
         self, name: str, arguments: str, run: Callable[[], Awaitable[T]], *, call_id: str | None = None
     ) -> T:
         """Like `run_tool`, for a tool that is awaited; at its time limit it is cancelled."""
-        grant = await self.acall(ToolBegin(name=name, arguments=arguments, call_id=call_id), ToolGrant)
+        grant = await self.acall(self._begin(name, arguments, call_id), ToolGrant)
         limit = asyncio.timeout(grant.timeout_s)
         try:
             async with limit:
@@ -326,6 +330,14 @@ class Scope:
             raise
         self._post(ToolEnd(grant=grant.grant, result_bytes=_size(result)))
         return result
+
+    def _begin(self, name: str, arguments: str, call_id: str | None) -> ToolBegin:
+        limit = self._tool_limits.get(name, _NO_LIMIT)
+        return ToolBegin(name, arguments, call_id, max_running=limit.max_running, exclusive=limit.exclusive)
+
+    def _give_back(self, grant: ToolGrant) -> None:
+        """End a grant that came when nobody waited for it any more; it may hold a place."""
+        self._post(ToolEnd(grant=grant.grant, ok=False, error="the caller had gone"))
 
     def _tool_failed(self, grant: ToolGrant, error: BaseException) -> None:
         self._post(ToolEnd(grant=grant.grant, ok=False, error=f"{type(error).__name__}: {error}"[:500]))

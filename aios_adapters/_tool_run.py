@@ -7,6 +7,7 @@ over: were it woken to pass the grant on, each call would cost one more switch o
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,18 @@ _FIRST_LOOK_S = 0.05
 
 
 class ToolRun(Job):
-    """Runs in a copy of the context that it was made in. A thread that hangs is abandoned: it cannot be killed."""
+    """Runs in a copy of the context that it was made in. A thread that hangs is abandoned: it cannot be killed.
 
-    __slots__ = ("_began_s", "_dropped", "grant")
+    Args:
+        run: the tool.
+        give_back: called, on a thread of its own, with a grant that comes when nobody waits any more.
+    """
 
-    def __init__(self, run: Callable[[], Any]) -> None:
+    __slots__ = ("_began_s", "_dropped", "_give_back", "grant")
+
+    def __init__(self, run: Callable[[], Any], give_back: Callable[[ToolGrant], None]) -> None:
         super().__init__(run)
+        self._give_back = give_back
         self.grant: ToolGrant | None = None
         self._began_s = 0.0
         self._dropped = False
@@ -36,7 +43,9 @@ class ToolRun(Job):
             self.outcome.put((None, answer))
         elif not isinstance(answer, ToolGrant):
             self.outcome.put((None, ProtocolError(f"the kernel answered {type(answer).__name__} to tool.begin")))
-        elif not self._dropped:
+        elif self._dropped:  # sending could block, and this thread must go on reading
+            threading.Thread(target=self._give_back, args=(answer,), name="aios-give-back", daemon=True).start()
+        else:
             self._began_s = time.monotonic()
             self.grant = answer
             start(self)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 import aios_adapters as aios
 from aios_adapters._options import AgentOptions, Options
+from aios_adapters._tool_run import ToolRun
 from aios_adapters.testing import KernelHandle
 from aios_kernel import errors
-from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling
+from aios_kernel.syscalls import LlmChat, LlmResult, Message, Sampling, ToolGrant
 
 
 def ask(text: str, **fields: Any) -> LlmResult:
@@ -124,6 +127,51 @@ def test_the_kernels_own_tools_are_held_to_it_too(fake_kernel: KernelHandle) -> 
             scope.call(ToolInvoke("web_search"), ToolOutput)
 
     work()
+
+
+def test_limits_of_tools_hold_across_agents(fake_kernel: KernelHandle) -> None:
+    now, most, lock = 0, 0, threading.Lock()
+
+    def run() -> str:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return "done"
+
+    def use(tool: str) -> str:
+        scope = aios.current()
+        assert scope is not None
+        return scope.run_tool(tool, "{}", run)
+
+    limits = {name: aios.ToolLimit(exclusive="machine") for name in ("flash", "reset")}
+    agents = [aios.agent(use, name=name, tool_limits=limits) for name in ("a", "b")]
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(agents[n % 2], ("flash", "reset")[n // 2 % 2]) for n in range(8)]
+        assert [one.result(20) for one in calls] == ["done"] * 8
+    assert most == 1
+    with pytest.raises(errors.ConfigError, match="max_running"):
+        aios.ToolLimit(max_running=0)
+
+
+def test_a_tool_that_is_not_waited_for_any_more_gives_its_place_back(fake_kernel: KernelHandle) -> None:
+    """An interrupt between the request and the grant must not hold the place until the tool's time is over."""
+    given: list[ToolGrant] = []
+    arrived = threading.Event()
+
+    def give_back(grant: ToolGrant) -> None:
+        given.append(grant)
+        arrived.set()
+
+    job = ToolRun(lambda: None, give_back)
+    job.drop()
+    job.answered(ToolGrant(grant="late", timeout_s=1.0))
+    assert arrived.wait(10)
+    assert [grant.grant for grant in given] == ["late"]
+    assert job.grant is None
 
 
 def test_models_are_mapped(fake_kernel: KernelHandle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,13 @@ async def besiege(home: Path, results: int, principals: int) -> Siege:
 
 
 async def test_no_result_has_a_foreign_canary(tmp_path: Path) -> None:
-    outcome = await besiege(tmp_path, 10_000, 10)
+    outcome = await besiege(tmp_path, 6_000, 10)
     rows = {row["attack"]: row for row in outcome.rows()}
     assert set(rows) == {*ATTACKS, "programs", "granted", "revoked", "total"}
-    assert rows["total"]["results"] >= 10_000
+    assert rows["total"]["results"] >= 6_000
     assert rows["total"]["foreign_canaries"] == 0, outcome.leaks
     assert outcome.lost == 0
-    assert outcome.granted > 10  # what was granted was found: the search for canaries is not blind
+    assert outcome.granted > 50  # what was granted was found: the search for canaries is not blind
     assert 0.2 < rows["total"]["refused"] / rows["total"]["results"] < 0.9
 
 
@@ -108,5 +108,5 @@ def mutated(request: pytest.FixtureRequest) -> Generator[None, None, None]:
 
 @pytest.mark.usefixtures("mutated")
 async def test_a_kernel_with_a_check_taken_out_is_found_out(tmp_path: Path) -> None:
-    outcome = await besiege(tmp_path, 3_000, 3)
+    outcome = await besiege(tmp_path, 2_000, 3)
     assert outcome.rows()[-1]["foreign_canaries"] > 0

@@ -10,9 +10,11 @@ from aios_kernel.errors import ConfigError
 from aios_kernel.plugins import (
     EmbedderFactory,
     EngineFactory,
+    IsolationFactory,
     PolicyFactory,
     RerankerFactory,
     StorageFactory,
+    ToolSourceFactory,
     VectorFactory,
     hookimpl,
 )
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from aios_kernel.config import Config
     from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.storage import Storage
+    from aios_kernel.tools import Confine, Isolation, ToolSource
+    from aios_kernel.tools.file import ToolsFile
 
 
 @hookimpl
@@ -71,6 +75,18 @@ def aios_kernel_embedders() -> Mapping[str, EmbedderFactory]:
 def aios_kernel_rerankers() -> Mapping[str, RerankerFactory]:
     """No reranker, or a cross-encoder from a folder."""
     return {"": _no_reranker, "cross-encoder": _cross_encoder}
+
+
+@hookimpl
+def aios_kernel_tool_sources() -> Mapping[str, ToolSourceFactory]:
+    """Commands and Python functions of the tools file."""
+    return {"commands": _command_tools, "python": _python_tools}
+
+
+@hookimpl
+def aios_kernel_isolation() -> Mapping[Isolation, IsolationFactory]:
+    """Landlock and seccomp, bubblewrap."""
+    return {"subprocess": _subprocess_level, "sandbox": _sandbox_level}
 
 
 def _torch(config: Config) -> LoadedModel:
@@ -204,3 +220,31 @@ def _cross_encoder(config: Config) -> Reranker | None:
     from aios_kernel.memory import CrossEncoderReranker
 
     return CrossEncoderReranker(Path(config.reranker).expanduser())
+
+
+def _command_tools(config: Config, file: ToolsFile) -> ToolSource:
+    from aios_kernel.tools.commands import CommandTools
+
+    return CommandTools(config, file)
+
+
+def _subprocess_level(config: Config) -> Confine:
+    from aios_kernel.config import home_of
+    from aios_kernel.tools.isolation.confine import Confiner
+    from aios_kernel.tools.isolation.subprocess_level import Subprocess
+
+    return Confiner(Subprocess(), home_of(config))
+
+
+def _sandbox_level(config: Config) -> Confine:
+    from aios_kernel.config import home_of
+    from aios_kernel.tools.isolation.confine import Confiner
+    from aios_kernel.tools.isolation.sandbox import Sandbox
+
+    return Confiner(Sandbox(), home_of(config))
+
+
+def _python_tools(config: Config, file: ToolsFile) -> ToolSource:
+    from aios_kernel.tools.python import python_tools
+
+    return python_tools(config, file)

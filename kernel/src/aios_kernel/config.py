@@ -112,6 +112,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Further principals: name to the SHA-256 (hex) of their token."""
     max_open_calls: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     """Open syscalls over all connections; beyond it `Busy`."""
+    tools: str = ""
+    """The tools file, below the data directory unless the path is absolute; empty: `tools.toml`, if it is there."""
     tool_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 300.0
     call_timeout_s: _Seconds = 0.0
     """Deadline of a syscall that names none; 0: none."""

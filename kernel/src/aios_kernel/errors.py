@@ -21,7 +21,9 @@
     ├── DeadlineExceeded
     ├── Cancelled
     ├── ToolError
-    │   └── ToolTimeout
+    │   ├── ToolTimeout
+    │   ├── ToolNotStarted     nothing of it ran: the call may be made again
+    │   └── EffectUnknown      it may have run, and is not run again
     ├── OutOfMemory            no KV blocks left for this context
     ├── EngineError            the forward pass failed
     │   └── EngineUnavailable  the model server does not answer, or cannot now
@@ -206,6 +208,18 @@ class ToolTimeout(ToolError):
     """A tool did not end within its time limit."""
 
     code = "tool_timeout"
+
+
+class ToolNotStarted(ToolError):
+    """Nothing of the tool ran: the same call may be made again, whatever its effects."""
+
+    code = "tool_not_started"
+
+
+class EffectUnknown(ToolError):
+    """An earlier attempt of this call may have had its effect, and another could have it twice."""
+
+    code = "effect_unknown"
 
 
 class OutOfMemory(AiosError):

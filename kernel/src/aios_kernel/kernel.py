@@ -51,6 +51,7 @@ from aios_kernel.syscalls import (
     Ok,
     Result,
     Span,
+    ToolInvoke,
     Trace,
 )
 from aios_kernel.tool_calls import ToolService
@@ -228,7 +229,7 @@ class Kernel:
                 open_call.program.agent,
                 open_call.program.id,
                 open_call.name,
-                resource_of(open_call.call),
+                self._resource(open_call),
                 outcome,
                 now - open_call.opened_s - ran,
                 ran,
@@ -242,6 +243,12 @@ class Kernel:
         self.managers.audit.append(
             AuditEntry(time.time(), session.principal, session.client, program, syscall, resource, error.code, 0.0, 0.0)
         )
+
+    def _resource(self, open_call: OpenCall) -> str:
+        """What a call is about, for the audit; of a hosted tool that is kept apart, also how."""
+        name = resource_of(open_call.call)
+        tool = self.managers.tools.tool(name) if isinstance(open_call.call, ToolInvoke) else None
+        return name if tool is None or tool.isolation == "trusted" else f"{name} ({tool.isolation})"
 
     def _span(self, open_call: OpenCall, outcome: str, started: float, now: float) -> Span:
         return Span(

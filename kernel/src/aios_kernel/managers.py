@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aios_kernel.access import AccessManager, AuditLog
 from aios_kernel.config import Config, home_of, policy_of
+from aios_kernel.errors import ConfigError
 from aios_kernel.process import Program
 
 if TYPE_CHECKING:
     from aios_kernel.memory import MemoryManager
     from aios_kernel.plugins import Plugins
     from aios_kernel.storage import Storage
-    from aios_kernel.tools import ToolGrants, ToolRegistry
+    from aios_kernel.tools import Confine, ToolGrants, ToolRegistry, ToolSource
+    from aios_kernel.tools.file import ToolsFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,19 @@ class Managers:
 def build_managers(config: Config, plugins: Plugins) -> Managers:
     """Open everything below the data directory. Blocks for as long as the databases take."""
     from aios_kernel.memory import MemoryManager
-    from aios_kernel.tools import ToolGrants, ToolRegistry
+    from aios_kernel.tools import Slots, ToolGrants, ToolRegistry, ToolStore
+    from aios_kernel.tools.file import read_tools
 
-    home = home_of(config)
+    home, slots, file = home_of(config), Slots(), read_tools(config)
+    tools = ToolRegistry(
+        plugins.tools(),
+        store=ToolStore(home / "tools.db"),
+        slots=slots,
+        default_timeout_s=config.tool_timeout_s,
+        sources=_tool_sources(config, plugins, file),
+        levels=_isolation_levels(config, plugins),
+    )
+    grants = ToolGrants(config.tool_timeout_s, slots=slots, rules=file.local)
     known = plugins.named("aios_kernel_embedders")
     embedder = known.get(config.embedder, known["sentence-transformers"])(config)
     rerankers = plugins.named("aios_kernel_rerankers")
@@ -60,6 +73,24 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
             home, embedder, functools.partial(vectors, home), reranker=reranker, log_bytes=config.log_bytes
         ),
         storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
-        tools=ToolRegistry(plugins.tools(), default_timeout_s=config.tool_timeout_s),
-        grants=ToolGrants(config.tool_timeout_s),
+        tools=tools,
+        grants=grants,
     )
+
+
+def _tool_sources(config: Config, plugins: Plugins, file: ToolsFile) -> dict[str, ToolSource]:
+    """What the tools file asks for, by section."""
+    makers = plugins.named("aios_kernel_tool_sources")
+    wanted = [section for section in ("commands", "python", "mcp") if getattr(file, section)]
+    for section in wanted:
+        if section not in makers:
+            raise ConfigError(
+                f"no plugin of this kernel makes tools of [{section}] in the tools file",
+                fix=f"remove [{section}], or install the plugin that serves it (aios plugins lists them)",
+            )
+    return {section: makers[section](config, file) for section in wanted}
+
+
+def _isolation_levels(config: Config, plugins: Plugins) -> dict[str, Callable[[], Confine]]:
+    factories = plugins.named("aios_kernel_isolation")
+    return {level: functools.partial(factory, config) for level, factory in factories.items()}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aios_kernel.memory import Embedder, Reranker, VectorIndex
     from aios_kernel.scheduler.protocol import Options, Policy
     from aios_kernel.storage import Storage
-    from aios_kernel.tools import HostedTool
+    from aios_kernel.tools import Confine, HostedTool, Isolation, ToolSource
+    from aios_kernel.tools.file import ToolsFile
 
 GROUP = "aios_kernel"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -32,6 +33,8 @@ StorageFactory: TypeAlias = "Callable[[Config], Storage]"
 VectorFactory: TypeAlias = "Callable[[Path, str], VectorIndex]"
 EmbedderFactory: TypeAlias = "Callable[[Config], Embedder]"
 RerankerFactory: TypeAlias = "Callable[[Config], Reranker | None]"
+ToolSourceFactory: TypeAlias = "Callable[[Config, ToolsFile], ToolSource]"
+IsolationFactory: TypeAlias = "Callable[[Config], Confine]"
 F = TypeVar("F")
 
 
@@ -65,6 +68,20 @@ class Hooks:
     @hookspec
     def aios_kernel_tools(self) -> list[HostedTool]:  # type: ignore[empty-body]
         """Tools that the kernel hosts."""
+
+    @hookspec
+    def aios_kernel_tool_sources(self) -> Mapping[str, ToolSourceFactory]:  # type: ignore[empty-body]
+        """What makes tools of the tools file, by section: a factory takes the configuration and the file.
+
+        It is called only for a section that has entries.
+        """
+
+    @hookspec
+    def aios_kernel_isolation(self) -> Mapping[Isolation, IsolationFactory]:  # type: ignore[empty-body]
+        """Isolation levels: a factory takes the configuration; it raises Unsupported where the machine lacks the level.
+
+        It is called when the first tool asks for the level.
+        """
 
 
 class Plugins:

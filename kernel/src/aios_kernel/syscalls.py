@@ -189,6 +189,8 @@ class ToolBegin(_Message, frozen=True, tag="tool.begin"):
     """Ask leave to run a tool in the agent's own process and mark the program as paused on it; gives `ToolGrant`.
 
     `expected_s` is how long the tool says it takes, if it does; the scheduler learns from the calls otherwise.
+    `max_running` calls of that name (of this principal) may run at a time, and one of the group `exclusive`; leave is
+    given when there is a place. What the tools file says of the tool comes first. The wait counts in `timeout_s`.
     """
 
     name: str
@@ -196,6 +198,8 @@ class ToolBegin(_Message, frozen=True, tag="tool.begin"):
     call_id: str | None = None
     timeout_s: float | None = None
     expected_s: float | None = None
+    max_running: int | None = None
+    exclusive: str | None = None
 
 
 class ToolEnd(_Message, frozen=True, tag="tool.end"):
@@ -208,11 +212,17 @@ class ToolEnd(_Message, frozen=True, tag="tool.end"):
 
 
 class ToolInvoke(_Message, frozen=True, tag="tool.call"):
-    """Run a tool that the kernel hosts; gives `ToolOutput`."""
+    """Run a tool that the kernel hosts; gives `ToolOutput`.
+
+    `key` makes two requests one call: for a day, a second one of the same agent is answered with what became of the
+    first, also by another kernel of the same data directory. Clients make one up for every call and send it again when
+    they repeat a request whose end they have not heard. Tools that are idempotent are simply run again.
+    """
 
     name: str
     arguments: str = "{}"
     timeout_s: float | None = None
+    key: str = ""
 
 
 class ToolList(_Message, frozen=True, tag="tool.list"):
@@ -227,9 +237,10 @@ class ToolGrant(_Message, frozen=True, tag="tool.grant"):
 
 
 class ToolOutput(_Message, frozen=True, tag="tool.output"):
-    """What a kernel-hosted tool returned, as text."""
+    """What a kernel-hosted tool returned, as text; `untrusted` if a stranger may have written it."""
 
     content: str
+    untrusted: bool = False
 
 
 class Tools(_Message, frozen=True, tag="tool.tools"):

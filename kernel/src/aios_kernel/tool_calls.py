@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aios_kernel import errors
+from aios_kernel import errors, syscalls
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import ProcessTable, Program
 from aios_kernel.scheduler.protocol import Event, ToolBegan, ToolEnded
-from aios_kernel.syscalls import Ok, Result, Span, ToolBegin, ToolEnd, ToolGrant, ToolInvoke, ToolList, Tools
-from aios_kernel.tools import check_allowed
+from aios_kernel.syscalls import Ok, Result, ToolBegin, ToolEnd, ToolGrant, ToolInvoke, ToolList, Tools
+from aios_kernel.tools import Caller, TimeLimit, ToolRequest, check_allowed, no_place
 from aios_kernel.trace import Tracer
 
 if TYPE_CHECKING:
@@ -47,14 +48,36 @@ class ToolService:
             for program in self._table.holding(expired.grant):
                 self._ended(program, expired.grant, expired.name, now - expired.began_s, expired.error.code)
 
-    def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant:
-        terms = open_call.program.terms
+    def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant | Coroutine[Any, Any, ToolGrant]:
+        program, terms = open_call.program, open_call.program.terms
         if terms.ends_at_s is not None:
             left_s = max(terms.ends_at_s - time.monotonic(), _LEAST_S)
             call = msgspec.structs.replace(call, timeout_s=min(left_s, call.timeout_s or left_s))
-        grant = self._grants.begin(open_call.program.id, call, time.time(), allowed=terms.tools)
-        open_call.program.tools[grant.grant] = call.name
-        self._observe(ToolBegan(open_call.program.id, call.name, call.expected_s))
+        request = self._grants.checked(program.principal, call, allowed=terms.tools)
+        if not self._grants.slots.take_now(request.demand):
+            return self._begin_later(open_call, request)
+        grant = self._grants.begin(program.id, request, time.time())
+        program.tools[grant.grant] = call.name
+        self._observe(ToolBegan(program.id, call.name, request.expected_s))
+        return grant
+
+    async def _begin_later(self, open_call: OpenCall, request: ToolRequest) -> ToolGrant:
+        """Wait for a place, paused on the tool as if it ran."""
+        program, key, began = open_call.program, f"call-{open_call.id}", time.time()
+        span = TimeLimit.starting_now(request.limit_s)
+        program.tools[key] = request.name
+        self._observe(ToolBegan(program.id, request.name, request.expected_s))
+        try:
+            async with asyncio.timeout(span.left_s):
+                await self._grants.slots.take(request.demand, program.id)
+        except BaseException as error:
+            self._unpause(program, key, request.name, began)
+            if isinstance(error, TimeoutError):
+                raise no_place(request.name, span.limit_s, request.demand.exclusive) from None
+            raise
+        del program.tools[key]
+        grant = self._grants.begin(program.id, request, time.time(), left_s=max(span.left_s, _LEAST_S))
+        program.tools[grant.grant] = request.name
         return grant
 
     def _end(self, open_call: OpenCall, call: ToolEnd) -> Ok:
@@ -69,12 +92,15 @@ class ToolService:
         program.tools[key] = call.name
         self._observe(ToolBegan(program.id, call.name, self._registry.expected_s(call.name)))
         try:
-            return await self._registry.call(call)
+            return await self._registry.call(call, Caller(program.principal, program.agent, program.id))
         finally:
-            program.tools.pop(key, None)
-            program.account.tool_s += time.time() - began
-            if program.finished_s is None:
-                self._observe(ToolEnded(program.id, call.name, time.time() - began))
+            self._unpause(program, key, call.name, began)
+
+    def _unpause(self, program: Program, key: str, name: str, began_s: float) -> None:
+        program.tools.pop(key, None)
+        program.account.tool_s += time.time() - began_s
+        if program.finished_s is None:
+            self._observe(ToolEnded(program.id, name, time.time() - began_s))
 
     def _list(self, open_call: OpenCall, call: ToolList) -> Tools:
         return Tools(tools=self._registry.specs())
@@ -85,7 +111,7 @@ class ToolService:
         self._observe(ToolEnded(program.id, name, seconds))
         now = time.time()
         self._tracer.add(
-            Span(
+            syscalls.Span(
                 program=program.id,
                 agent=program.agent,
                 framework=program.framework,

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios_kernel.errors import AccessDenied, InvalidRequest, NotFound, ToolTimeout
-from aios_kernel.syscalls import ToolBegin, ToolEnd
-from aios_kernel.tools import ToolGrants
+from aios_kernel.syscalls import ToolBegin, ToolEnd, ToolGrant
+from aios_kernel.tools import Demand, ToolGrants
+from aios_kernel.tools.file import LocalEntry
+
+
+def granted_to(
+    grants: ToolGrants, program: str, call: ToolBegin, now: float, *, allowed: Collection[str] | None = None
+) -> ToolGrant:
+    request = grants.checked("me", call, allowed=allowed)
+    assert grants.slots.take_now(request.demand)
+    return grants.begin(program, request, now)
 
 
 def begin(grants: ToolGrants, program: str = "p", name: str = "t", now: float = 0.0, **more: object) -> str:
-    return grants.begin(program, ToolBegin(name=name, **more), now).grant  # type: ignore[arg-type]
+    return granted_to(grants, program, ToolBegin(name=name, **more), now).grant  # type: ignore[arg-type]
 
 
 def test_a_grant_has_a_limit_and_its_end_gives_the_seconds() -> None:
     grants = ToolGrants(300.0)
-    granted = grants.begin("p", ToolBegin(name="t", arguments='{"x": 1}'), 10.0)
+    granted = granted_to(grants, "p", ToolBegin(name="t", arguments='{"x": 1}'), 10.0)
     assert granted.timeout_s == 300.0
-    assert grants.begin("p", ToolBegin(name="t", timeout_s=7), 10.0).timeout_s == 7
+    assert granted_to(grants, "p", ToolBegin(name="t", timeout_s=7), 10.0).timeout_s == 7
     assert grants.end("p", ToolEnd(grant=granted.grant), 12.5) == 2.5
     assert grants.end("p", ToolEnd(grant=begin(grants, now=20.0)), 19.0) == 0.0  # a clock that was set back
 
@@ -72,11 +83,11 @@ def test_an_allow_list_limits_the_tools() -> None:
     grants = ToolGrants()
     call = ToolBegin(name="shell")
     with pytest.raises(AccessDenied, match="may not use tool 'shell'"):
-        grants.begin("p", call, 0.0, allowed=["search"])
+        granted_to(grants, "p", call, 0.0, allowed=["search"])
     with pytest.raises(AccessDenied):
-        grants.begin("p", call, 0.0, allowed=[])
-    assert grants.begin("p", call, 0.0, allowed=["search", "shell"]).grant
-    assert grants.begin("p", call, 0.0).grant
+        granted_to(grants, "p", call, 0.0, allowed=[])
+    assert granted_to(grants, "p", call, 0.0, allowed=["search", "shell"]).grant
+    assert granted_to(grants, "p", call, 0.0).grant
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,7 @@ def test_an_allow_list_limits_the_tools() -> None:
 def test_malformed_calls_are_refused_and_grant_nothing(call: ToolBegin) -> None:
     grants = ToolGrants()
     with pytest.raises(InvalidRequest):
-        grants.begin("p", call, 0.0)
+        granted_to(grants, "p", call, 0.0)
     assert grants.expired(1e9) == []
 
 
@@ -113,6 +124,44 @@ def test_latencies_are_kept_by_tool_and_bounded() -> None:
     assert len(grants._past) <= 4096
 
 
+def test_a_place_is_free_again_however_its_grant_ends() -> None:
+    grants = ToolGrants(5.0)
+    call = ToolBegin(name="t", max_running=1, exclusive="machine")
+    demand = grants.checked("me", call).demand
+
+    def free() -> bool:
+        if taken := grants.slots.take_now(demand):
+            grants.slots.give(demand)
+        return taken
+
+    first = granted_to(grants, "p", call, 0.0)
+    assert not free()
+    grants.end("p", ToolEnd(grant=first.grant), 1.0)
+    assert free()
+    granted_to(grants, "p", call, 0.0)
+    assert len(grants.expired(100.0)) == 1
+    assert free()
+    granted_to(grants, "p", call, 0.0)
+    grants.drop("p")
+    assert free()
+
+
+def test_the_tools_file_has_rules_for_tools_of_agents() -> None:
+    schema = {"properties": {"version": {"type": "integer"}}, "required": ["version"]}
+    rule = LocalEntry(max_running=2, exclusive="cluster", timeout_s=9.0, expected_s=3.0, parameters=schema)
+    grants = ToolGrants(rules={"deploy": rule})
+    with pytest.raises(InvalidRequest, match="'version' is a required property"):
+        grants.checked("me", ToolBegin(name="deploy"))
+    call = ToolBegin(name="deploy", arguments='{"version": 3}', max_running=50, exclusive="mine")
+    request = grants.checked("me", call)
+    assert request.demand == Demand("local deploy", 2, "cluster")
+    assert (request.limit_s, request.expected_s) == (9.0, 3.0)
+    other = ToolBegin(name="other", max_running=50)
+    assert grants.checked("me", other).demand != grants.checked("you", other).demand, "each principal has its own"
+    with pytest.raises(InvalidRequest, match="max_running"):
+        grants.checked("me", ToolBegin(name="other", max_running=0))
+
+
 class GrantMachine(RuleBasedStateMachine):
     """Every grant ends exactly once, whatever comes in which order."""
 
@@ -125,7 +174,7 @@ class GrantMachine(RuleBasedStateMachine):
 
     @rule(program=st.sampled_from("pq"), limit=st.sampled_from([None, 1.0, 30.0]))
     def begin(self, program: str, limit: float | None) -> None:
-        granted = self.grants.begin(program, ToolBegin(name="t", timeout_s=limit), self.now)
+        granted = granted_to(self.grants, program, ToolBegin(name="t", timeout_s=limit), self.now)
         self.open[granted.grant] = (program, self.now, granted.timeout_s)
 
     @rule(program=st.sampled_from("pq"), data=st.data())

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from aios_kernel.errors import (
-    Busy,
     ConfigError,
     InvalidRequest,
     InvalidSchema,
     NotFound,
     ToolError,
+    ToolNotStarted,
     ToolTimeout,
     Unsupported,
 )  # fmt: skip
 from aios_kernel.syscalls import ToolInvoke, ToolSpec
-from aios_kernel.tools import HostedTool, ToolRegistry
+from aios_kernel.tools import HostedTool, Retry, Slots, ToolRegistry
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -85,7 +85,7 @@ async def test_coroutine_tools_run_and_are_cancelled_at_their_limit() -> None:
         await call(registry, '{"wait": 60}', timeout_s=0.05)
     assert await asyncio.to_thread(cancelled.wait, 5)
     await registry.close()
-    assert not registry._running
+    assert not registry._runner._threads
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,8 @@ async def test_calls_of_one_turn_run_side_by_side() -> None:
 
 async def test_a_hanging_tool_times_out_and_holds_up_nobody() -> None:
     release = threading.Event()
-    registry = ToolRegistry([tool(lambda: release.wait(30), "hang", timeout_s=0.1), tool(lambda: "ok")], max_running=3)
+    hang = tool(lambda: release.wait(30), "hang", timeout_s=0.1)
+    registry = ToolRegistry([hang, tool(lambda: "ok")], slots=Slots(3))
     began = time.monotonic()
     for _ in range(2):
         with pytest.raises(ToolTimeout, match=r'tool "hang" did not end within 0.1 s'):
@@ -145,8 +146,8 @@ async def test_a_hanging_tool_times_out_and_holds_up_nobody() -> None:
     with pytest.raises(ToolTimeout, match=r"within 0.05 s"):
         await call(registry, name="hang", timeout_s=0.05)
     assert time.monotonic() - began < 10
-    with pytest.raises(Busy) as caught:
-        await call(registry)
+    with pytest.raises(ToolNotStarted, match=r"was not begun within 0\.05 s") as caught:
+        await call(registry, timeout_s=0.05)
     assert caught.value.retry_after_s == 1.0
     release.set()
     await registry.close()
@@ -161,7 +162,7 @@ async def test_a_cancelled_call_frees_its_place() -> None:
         release.wait(30)
         return "late"
 
-    registry = ToolRegistry([tool(run)], max_running=1)
+    registry = ToolRegistry([tool(run)], slots=Slots(1))
     task = asyncio.ensure_future(call(registry))
     await asyncio.to_thread(started.wait, 10)
     task.cancel()
@@ -170,6 +171,100 @@ async def test_a_cancelled_call_frees_its_place() -> None:
     release.set()
     await registry.close()
     assert await call(registry) == "late"
+
+
+class Gauge:
+    """A tool that tells how many of its calls ran at once at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> str:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.01)
+        with self._lock:
+            self.now -= 1
+        return "ok"
+
+
+async def test_a_tool_runs_as_often_at_once_as_it_says() -> None:
+    gauge = Gauge()
+    registry = ToolRegistry([tool(gauge, max_running=3)])
+    assert await asyncio.gather(*(call(registry) for _ in range(20))) == ["ok"] * 20
+    assert gauge.most == 3
+
+
+async def test_of_an_exclusive_group_one_call_runs_at_a_time() -> None:
+    group, other = Gauge(), Gauge()
+    tools = [tool(group, name, exclusive="machine") for name in "ab"] + [tool(other, "c")]
+    registry = ToolRegistry(tools)
+    await asyncio.gather(*(call(registry, name=name) for name in "abc" * 6))
+    assert group.most == 1
+    assert other.most > 1, "those outside of the group run beside it"
+
+
+async def test_a_call_that_hangs_past_its_limit_still_excludes_others() -> None:
+    release = threading.Event()
+    hang = tool(lambda: release.wait(30), "hang", exclusive="machine")
+    registry = ToolRegistry([hang, tool(lambda: "ok", exclusive="machine")])
+    with pytest.raises(ToolTimeout):
+        await call(registry, name="hang", timeout_s=0.05)
+    with pytest.raises(ToolNotStarted, match=r'one at a time of its group "machine"'):
+        await call(registry, timeout_s=0.05)
+    waiting = asyncio.ensure_future(call(registry, timeout_s=10))
+    release.set()
+    assert await waiting == "ok"
+
+
+async def test_a_coroutine_whose_caller_has_gone_is_cancelled() -> None:
+    started, cancelled = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    registry = ToolRegistry([tool(run)])
+    task = asyncio.ensure_future(call(registry))
+    assert await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    assert await asyncio.to_thread(cancelled.wait, 10)
+    await registry.close()
+
+
+class Flaky:
+    """A tool that fails so many times."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.left, self.error, self.runs = failures, error, 0
+
+    def __call__(self) -> str:
+        self.runs += 1
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return "ok"
+
+
+async def test_an_idempotent_tool_is_tried_again() -> None:
+    retry = Retry(attempts=3, wait_s=0.01)
+    flaky = Flaky(2, ValueError("not yet"))
+    assert await call(ToolRegistry([tool(flaky, retry=retry, effects="idempotent")])) == "ok"
+    assert flaky.runs == 3
+    flaky = Flaky(3, ValueError("not yet"))
+    with pytest.raises(ToolError, match="not yet"):
+        await call(ToolRegistry([tool(flaky, retry=retry, effects="idempotent")]))
+    assert flaky.runs == 3
+    slow = Flaky(9, ValueError("not yet"))
+    patient = tool(slow, retry=Retry(attempts=9, wait_s=5.0), effects="idempotent")
+    with pytest.raises(ToolError, match="not yet"):
+        await call(ToolRegistry([patient]), timeout_s=1.0)
+    assert slow.runs == 1, "a pause that would outlast the call is not made"
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf")])
@@ -187,7 +282,7 @@ async def test_unknown_tools_and_the_listing() -> None:
 
 
 def test_what_cannot_be_hosted_is_refused_at_the_start() -> None:
-    with pytest.raises(ConfigError, match="two plugins offer"):
+    with pytest.raises(ConfigError, match="offered twice, by a plugin and a plugin"):
         ToolRegistry([tool(lambda: "", "a"), tool(lambda: "", "a")])
     for name in ("", "a\0b", "x" * 300):
         with pytest.raises(ConfigError):

@@ -149,7 +149,7 @@ async def _grant(
             continue
         space = f"agent/{owner.agent.name}"
         leases.begin(owner.agent, to.agent)
-        await owner.agent.do(AccessGrant(to=to.agent.name, resource=space, rights=["read"]))
+        await owner.agent.ask(AccessGrant(to=to.agent.name, resource=space, rights=["read"]))
         looks: list[Syscall] = [
             MemoryGet(id="vault", namespace=space),
             StorageGet(path="vault/secret.txt", owner=space),
@@ -158,7 +158,7 @@ async def _grant(
         ]
         racing = [asyncio.create_task(_ask(to, "granted", look, None, leases, outcome)) for look in looks]
         await asyncio.sleep(0)
-        await owner.agent.do(AccessRevoke(to=to.agent.name, resource=space, rights=["read"]))
+        await owner.agent.ask(AccessRevoke(to=to.agent.name, resource=space, rights=["read"]))
         leases.end(owner.agent, to.agent)
         for look in looks:
             await _ask(to, "revoked", look, None, leases, outcome)

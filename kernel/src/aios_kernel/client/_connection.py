@@ -12,9 +12,12 @@ import os
 import select
 import socket
 import threading
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from aios_kernel import errors, frames
 from aios_kernel.syscalls import (
@@ -27,6 +30,7 @@ from aios_kernel.syscalls import (
     KernelFrame,
     Request,
     Syscall,
+    ToolInvoke,
     Welcome,
 )
 
@@ -79,6 +83,8 @@ class Connection:
     def submit(self, call: Syscall, sink: Sink, *, program: str | None, timeout_s: float | None) -> int:
         """Send a syscall; its frames go to `sink`, of which exactly one is `Done` or `Failed`."""
         self._check_fork()
+        if isinstance(call, ToolInvoke) and not call.key:
+            call = msgspec.structs.replace(call, key=uuid.uuid4().hex)
         number = next(self._ids)
         data = frames.encode(Request(id=number, call=call, program=program, timeout_s=timeout_s))
         with self._lock:

@@ -1,33 +1,45 @@
-"""The tools that the kernel hosts: looked up, checked, run within a time limit."""
+"""The tools that the kernel hosts: looked up, checked, and run by what they declare."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import contextlib
+import functools
 import logging
-import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from typing import Any, NamedTuple, final
 
-import msgspec
-
-from aios_kernel._names import shown, split_name
-from aios_kernel.errors import Busy, ConfigError, InvalidRequest, NotFound, ToolError, ToolTimeout, Unsupported
+from aios_kernel._names import check_text, shown, split_name
+from aios_kernel.errors import AiosError, ConfigError, InvalidRequest, NotFound, ToolError, Unsupported
 from aios_kernel.syscalls import ToolInvoke, ToolOutput, ToolSpec
 from aios_kernel.tools.arguments import ArgumentChecker, decode_arguments
-from aios_kernel.tools.hosted import HostedTool
-
-_MAX_OUTPUT = 16 * 1024 * 1024
-_CLOSE_S = 2.0
+from aios_kernel.tools.effects import EffectGuard, Work, digest_of
+from aios_kernel.tools.hosted import Confine, HostedTool
+from aios_kernel.tools.journal import EffectId, EffectJournal, Intent, Record
+from aios_kernel.tools.runner import TimeLimit, ToolRunner, pause_s
+from aios_kernel.tools.slots import Slots
+from aios_kernel.tools.source import ToolSource
+from aios_kernel.tools.store import ToolStore
 
 _log = logging.getLogger(__name__)
 
 
+class Caller(NamedTuple):
+    """Who calls: the owner of idempotency keys is the agent, turns for places are taken by programs."""
+
+    principal: str = ""
+    agent: str = ""
+    program: str = ""
+
+
 class _Entry(NamedTuple):
+    """A tool, its compiled schema and the source that offers it; plugins have none."""
+
     tool: HostedTool
     checker: ArgumentChecker
+    source: str
 
 
 @final
@@ -36,28 +48,64 @@ class ToolRegistry:
 
     Every call runs on a thread of its own, so that calls of one turn run side by side and a tool that hangs holds up
     nobody. Python cannot end a thread: a call past its limit is answered with `ToolTimeout` and keeps its place among
-    the `max_running` until it returns. (A coroutine is cancelled.)
+    those that may run until it returns. (A coroutine is cancelled.)
 
     Args:
         tools: what the plugins offer.
+        store: where effects are recorded; None: nowhere, and a second call with the same key is another call.
+        slots: the places that calls run in.
         default_timeout_s: seconds for tools and calls that name no limit.
-        max_running: calls at a time; beyond it `Busy`.
+        sources: where further tools come from, by section of the tools file.
+        levels: what gives each isolation level that there is beside `trusted`; called when it is first needed.
 
     Raises:
-        ConfigError: two tools of one name, or a name that is none.
+        ConfigError: two tools of one name, a name that is none, or a policy that contradicts itself.
         InvalidSchema: parameters that are no JSON schema.
         Unsupported: a tool that needs an isolation level this kernel does not offer.
     """
 
     def __init__(
-        self, tools: Iterable[HostedTool] = (), *, default_timeout_s: float = 300.0, max_running: int = 64
+        self,
+        tools: Iterable[HostedTool] = (),
+        *,
+        store: ToolStore | None = None,
+        slots: Slots | None = None,
+        default_timeout_s: float = 300.0,
+        sources: Mapping[str, ToolSource] | None = None,
+        levels: Mapping[str, Callable[[], Confine]] | None = None,
     ) -> None:
         self._tools: dict[str, _Entry] = {}
         self._default_timeout_s = default_timeout_s
-        self._max_running = max_running
-        self._running: dict[int, threading.Thread] = {}
+        self._sources = dict(sources or {})
+        self._levels = dict(levels or {})
+        self._confines: dict[str, Confine] = {}
+        self._runner = ToolRunner(slots or Slots())
+        self._store = store
+        self._journal = EffectJournal(store) if store is not None else None
+        self._guard = EffectGuard(self._runner, self._journal) if self._journal is not None else None
+        self._left: dict[str, list[Record]] = {}
+        self._recoveries: set[asyncio.Task[None]] = set()
+        self.offer("", tools)
+        for name, source in self._sources.items():
+            self.offer(name, source.tools())
+
+    async def start(self) -> None:
+        """Let the sources connect, and look after what an earlier kernel left; both go on in the background."""
+        if self._journal is not None:
+            self._in_background(self._look_back(self._journal))
+        for name, source in self._sources.items():
+            await source.start(functools.partial(self.offer, name))
+
+    def offer(self, source: str, tools: Iterable[HostedTool]) -> None:
+        """Take all tools of a source in the place of those that it had; none if one of them cannot be taken."""
+        kept = {name: entry for name, entry in self._tools.items() if entry.source != source}
         for tool in tools:
-            self._register(tool)
+            entry = self._entry(tool, source)
+            if tool.spec.name in kept:
+                raise _twice(tool.spec.name, kept[tool.spec.name].source, source)
+            kept[tool.spec.name] = entry
+        self._tools = kept
+        self._recover()
 
     def tool(self, name: str) -> HostedTool | None:
         """What is declared of a tool, if it is known."""
@@ -73,82 +121,134 @@ class ToolRegistry:
         entry = self._tools.get(name)
         return entry.tool.expected_s if entry is not None else None
 
-    async def call(self, call: ToolInvoke) -> ToolOutput:
-        """Check the arguments and run a tool.
+    def checked(self, name: str, text: str) -> tuple[HostedTool, dict[str, Any]]:
+        """A tool and the arguments of a call, held to its schema. Raises NotFound, InvalidRequest."""
+        entry = self._tools.get(name)
+        if entry is None:
+            raise NotFound(f"the kernel hosts no tool {shown(name)}", fix="tool.list names the tools")
+        arguments = decode_arguments(name, text)
+        entry.checker.check(arguments)
+        return entry.tool, arguments
+
+    async def call(self, call: ToolInvoke, caller: Caller = Caller()) -> ToolOutput:  # noqa: B008 - immutable
+        """Check the arguments and run a tool, by what it declares.
 
         Raises:
             NotFound: no such tool.
-            InvalidRequest: the arguments do not satisfy the tool's schema.
-            Busy: too many calls are running.
+            InvalidRequest: the arguments do not satisfy the tool's schema, or another call had the key.
+            ToolNotStarted: it found no place before its time was over.
             ToolTimeout: the tool did not end in time.
+            EffectUnknown: an earlier attempt of this call may have had its effect.
             ToolError: the tool raised; the message is the tool's.
         """
-        entry = self._tools.get(call.name)
-        if entry is None:
-            raise NotFound(f"the kernel hosts no tool {shown(call.name)}", fix="tool.list names the tools")
-        arguments = decode_arguments(call.name, call.arguments)
-        entry.checker.check(arguments)
-        timeout_s = check_timeout(call.timeout_s, entry.tool.timeout_s or self._default_timeout_s)
-        done = self._start(entry.tool, arguments, timeout_s)
-        try:
-            content = await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
-        except TimeoutError:
-            raise _out_of_time(call.name, timeout_s) from None
-        return ToolOutput(content=content)
+        tool, arguments = self.checked(call.name, call.arguments)
+        span = TimeLimit.starting_now(check_timeout(call.timeout_s, tool.timeout_s or self._default_timeout_s))
+        if tool.effects == "idempotent" or self._guard is None:
+            content = await self._tried(tool, arguments, caller, span)
+        else:
+            content = await self._guard.call(_work(tool, arguments, call, caller, span))
+        return ToolOutput(content=content, untrusted=tool.untrusted)
 
     async def close(self) -> None:
-        """Wait a moment for running calls; threads that hang end with the process."""
-        await asyncio.to_thread(self._join, time.monotonic() + _CLOSE_S)
-        if self._running:
-            names = sorted(thread.name for thread in self._running.values())
-            _log.warning("%d tool calls still run at the shutdown: %s", len(names), ", ".join(names))
+        """End the sources and wait a moment for running calls; threads that hang end with the process."""
+        async with contextlib.AsyncExitStack() as closing:  # one that fails to close must not keep the others open
+            if self._store is not None:
+                closing.push_async_callback(self._store.close)
+            if self._guard is not None:
+                closing.push_async_callback(self._guard.close)
+            closing.push_async_callback(self._runner.close)
+            for source in self._sources.values():
+                closing.push_async_callback(source.close)
+            for task in self._recoveries:
+                task.cancel()
+            await asyncio.gather(*self._recoveries, return_exceptions=True)
 
-    def _join(self, deadline: float) -> None:
-        for thread in list(self._running.values()):
-            thread.join(max(0.0, deadline - time.monotonic()))
+    async def _tried(self, tool: HostedTool, arguments: dict[str, Any], caller: Caller, span: TimeLimit) -> str:
+        """Run a tool as often as its policy says; any failure but the end of its time may be tried again."""
+        attempt = 1
+        while True:
+            try:
+                thread = await self._runner.admit(tool, arguments, caller.program, span)
+                thread.start()
+                return await self._runner.result(thread, tool.spec.name, span)
+            except ToolError as error:
+                wait_s = pause_s(tool.retry, attempt, span)
+                if wait_s is None:
+                    raise
+                _log.info('tool "%s" is tried again in %g s: %s', tool.spec.name, wait_s, error.message)
+                await asyncio.sleep(wait_s)
+                attempt += 1
 
-    def _register(self, tool: HostedTool) -> None:
+    async def _look_back(self, journal: EffectJournal) -> None:
+        try:
+            for record in await journal.unfinished():
+                self._left.setdefault(record.intent.tool, []).append(record)
+        except AiosError as error:
+            _log.error("the effects of earlier calls cannot be read: %s", error.message)
+        self._recover()
+
+    def _recover(self) -> None:
+        """Begin to find out what became of earlier calls, for the tools that are known by now."""
+        for name in [name for name in self._left if name in self._tools]:
+            for record in self._left.pop(name):
+                self._in_background(self._recovered(record, self._tools[name].tool))
+
+    async def _recovered(self, record: Record, tool: HostedTool) -> None:
+        assert self._guard is not None
+        try:
+            arguments = decode_arguments(tool.spec.name, record.intent.arguments or "{}")
+            await self._guard.recover(record, tool, arguments)
+        except AiosError as error:
+            _log.error('a call of tool "%s" that an earlier kernel began is left: %s', tool.spec.name, error.message)
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._recoveries.add(task)
+        task.add_done_callback(self._recoveries.discard)
+
+    def _entry(self, tool: HostedTool, source: str) -> _Entry:
         name = tool.spec.name
         try:
             split_name(name, "tool name")
         except InvalidRequest as error:
-            raise ConfigError(error.message, fix="mend the plugin that offers the tool") from error
-        if name in self._tools:
-            raise ConfigError(
-                f'two plugins offer a tool "{name}"', fix="uninstall one of them (aios plugins lists them)"
-            )
-        if tool.isolation != "trusted":
-            raise Unsupported(
-                f'tool "{name}" needs isolation "{tool.isolation}", which this kernel does not offer',
-                fix='declare isolation="trusted" if the tool may run inside the kernel, or remove its plugin',
-            )
-        self._tools[name] = _Entry(tool, ArgumentChecker(tool.spec))
+            raise ConfigError(error.message, fix="mend the plugin or the tools file that offers the tool") from error
+        if tool.effects == "queryable" and tool.status is None:
+            raise ConfigError(f'tool "{name}" says it is queryable and has no `status`', fix="give it one")
+        if tool.isolation != "trusted" and not tool.confined:
+            tool = self._confine(tool)
+        return _Entry(tool, ArgumentChecker(tool.spec), source)
 
-    def _start(self, tool: HostedTool, arguments: Mapping[str, Any], timeout_s: float) -> Future[str]:
-        if len(self._running) >= self._max_running:
-            raise Busy(
-                f"{len(self._running)} hosted tool calls are running, which is the limit",
-                fix="wait for some to end",
-                retry_after_s=1.0,
-            )
-        done: Future[str] = Future()
-        # A thread of its own, not an executor's: an executor joins its threads at exit and would hang with them.
-        thread = threading.Thread(
-            target=_run,
-            args=(tool, dict(arguments), timeout_s, done, self._ended),
-            name=f"aios-tool-{tool.spec.name}",
-            daemon=True,
-        )
-        self._running[id(done)] = thread
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system's limit on threads
-            self._ended(done)
-            raise Busy(f"no thread for the tool: {error}", fix="wait for calls to end", retry_after_s=1.0) from error
-        return done
+    def _confine(self, tool: HostedTool) -> HostedTool:
+        level = tool.isolation
+        if level not in self._confines:
+            if level not in self._levels:
+                raise Unsupported(
+                    f'tool "{tool.spec.name}" needs isolation "{level}", which this kernel does not offer',
+                    fix='declare isolation="trusted" if the tool may run inside the kernel, or remove it',
+                )
+            self._confines[level] = self._levels[level]()
+        return self._confines[level](tool)
 
-    def _ended(self, done: Future[str]) -> None:
-        self._running.pop(id(done), None)
+
+def _work(tool: HostedTool, arguments: dict[str, Any], call: ToolInvoke, caller: Caller, span: TimeLimit) -> Work:
+    key = check_text(call.key, "idempotency key") or uuid.uuid4().hex
+    intent = Intent(
+        id=EffectId(f"{caller.principal}/{caller.agent}", key),
+        tool=call.name,
+        digest=digest_of(call.name, call.arguments),
+        arguments=None if tool.effects == "once" else call.arguments,
+        program=caller.program,
+        ends_at_s=time.time() + span.limit_s,
+    )
+    return Work(tool, arguments, intent, span)
+
+
+def _twice(name: str, *sources: str) -> ConfigError:
+    places = " and ".join(f"[{source}]" if source else "a plugin" for source in sources)
+    return ConfigError(
+        f'a tool "{name}" is offered twice, by {places}',
+        fix="rename it in the tools file, or uninstall one of the plugins (aios plugins lists them)",
+    )
 
 
 def check_timeout(asked_s: float | None, default_s: float) -> float:
@@ -158,60 +258,3 @@ def check_timeout(asked_s: float | None, default_s: float) -> float:
     if not 0 < asked_s < float("inf"):
         raise InvalidRequest(f"timeout_s is {asked_s}", fix="give a positive number of seconds, or leave it out")
     return asked_s
-
-
-def _run(
-    tool: HostedTool,
-    arguments: dict[str, Any],
-    timeout_s: float,
-    done: Future[str],
-    ended: Callable[[Future[str]], None],
-) -> None:
-    failure: ToolError | None = None
-    content = ""
-    try:
-        value = tool.run(**arguments)
-        if inspect.isawaitable(value):
-            value = asyncio.run(_within(value, tool.spec.name, timeout_s))
-        content = _text(tool.spec.name, value)
-    except ToolError as error:
-        failure = error
-    except BaseException as error:  # noqa: BLE001 - also SystemExit: a tool may end its call, not the kernel
-        _log.info('tool "%s" raised', tool.spec.name, exc_info=error)
-        failure = ToolError(f'tool "{tool.spec.name}" failed: {type(error).__name__}: {error}')
-    ended(done)
-    if not done.set_running_or_notify_cancel():  # the caller has gone
-        return
-    if failure is not None:
-        done.set_exception(failure)
-    else:
-        done.set_result(content)
-
-
-async def _within(result: Any, name: str, timeout_s: float) -> object:
-    limit = asyncio.timeout(timeout_s)
-    try:
-        async with limit:
-            return await result
-    except TimeoutError:
-        if limit.expired():  # the caller's own clock may be a moment behind
-            raise _out_of_time(name, timeout_s) from None
-        raise
-
-
-def _out_of_time(name: str, timeout_s: float) -> ToolTimeout:
-    return ToolTimeout(f'tool "{name}" did not end within {timeout_s:g} s', fix="raise timeout_s or mend the tool")
-
-
-def _text(name: str, value: object) -> str:
-    """A tool's value as the text that the model reads."""
-    if isinstance(value, str):
-        text = value
-    else:
-        try:
-            text = msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ToolError(f'tool "{name}" returned a {type(value).__name__}, which is no JSON: {error}') from error
-    if len(text) > _MAX_OUTPUT:
-        raise ToolError(f'tool "{name}" returned {len(text):,} characters; the limit is {_MAX_OUTPUT:,}')
-    return text

@@ -1,0 +1,204 @@
+"""Hosted tools made to run at an isolation level."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+
+from aios_kernel.errors import AiosError, ConfigError, ToolError, ToolTimeout, Unsupported
+from aios_kernel.tools.confinement import Confinement
+from aios_kernel.tools.hosted import EffectStatus, HostedTool, Launch
+from aios_kernel.tools.isolation import places
+from aios_kernel.tools.isolation.level import Job, Level, Runner
+from aios_kernel.tools.isolation.process import Outcome
+from aios_kernel.tools.isolation.proxy import AllowList
+from aios_kernel.tools.isolation.reference import StatusCommand, reference_of
+
+_NOT_DONE = 1
+_PROBE_S = 30.0
+
+
+@final
+class Confiner:
+    """Gives tools whose `run` starts a process at one level; see `Confine`.
+
+    Args:
+        level: where they run.
+        home: the kernel's data directory, which no tool may read.
+
+    Raises:
+        Unsupported: this machine lacks the level. It was tried, not only looked for.
+    """
+
+    def __init__(self, level: Level, home: Path) -> None:
+        self._runner = Runner(level)
+        self._home = home
+        self._runner.check()
+        _try(self._runner)
+
+    def __call__(self, tool: HostedTool) -> HostedTool:
+        """The tool at this level.
+
+        Raises:
+            ConfigError: a place that it may not read, or a network that the level cannot keep.
+            Unsupported: a function that no other process can import.
+        """
+        name, confinement = tool.spec.name, tool.confinement
+        places.check(name, confinement.read, self._home)
+        AllowList(confinement.network)
+        if confinement.network and not self._runner.level.networks:
+            raise ConfigError(
+                f'tool "{name}" is to reach {confinement.network[0]}; level {self._runner.level.name} has no network',
+                fix='declare isolation = "sandbox"',
+            )
+        if tool.launch is not None:
+            run = command(self._runner, name, tool.launch, confinement)
+        else:
+            places.check(name, places.of_python(), self._home)
+            run = self._function(name, reference_of(name, tool.run), confinement)
+        return dataclasses.replace(tool, run=run, status=self._status(tool), confined=True)
+
+    def stop(self) -> None:
+        """End the fork server."""
+        self._runner.stop()
+
+    def _function(self, name: str, reference: str, confinement: Confinement) -> Callable[..., Any]:
+        async def run(*positional: Any, **named: Any) -> object:
+            call = {"path": places.import_path(), "function": reference, "positional": positional, "named": named}
+            job = Job(stdin=msgspec.json.encode(call), confinement=confinement)
+            return _returned(name, await self._runner.run(job))
+
+        return run
+
+    def _status(self, tool: HostedTool) -> Callable[[str], Any] | None:
+        if isinstance(tool.status, StatusCommand):
+            return status(self._runner, tool.spec.name, tool.status, tool.confinement)
+        if tool.status is None:
+            return None
+        ask = self._function(tool.spec.name, reference_of(tool.spec.name, tool.status), tool.confinement)
+
+        async def asked(key: str) -> EffectStatus:
+            return msgspec.convert(await ask(key), EffectStatus)
+
+        return asked
+
+
+def command(
+    runner: Runner, name: str, launch: Callable[[Mapping[str, Any]], Launch], confinement: Confinement
+) -> Callable[..., Any]:
+    """A `run` that starts a tool's program and gives what it prints."""
+
+    async def run(**arguments: Any) -> str:
+        return _printed(name, await runner.run(_job(name, launch(arguments), confinement)))
+
+    return run
+
+
+def status(runner: Runner, name: str, ask: StatusCommand, confinement: Confinement) -> Callable[[str], Any]:
+    """A `status` that starts a program: 0 means done, and what it prints is the result; 1 means not done."""
+
+    async def asked(key: str) -> EffectStatus:
+        outcome = await runner.run(_job(name, ask.launch(key), confinement))
+        if outcome.status == 0:
+            return EffectStatus("done", _printed(name, outcome))
+        return EffectStatus("not_done" if outcome.status == _NOT_DONE else "unknown")
+
+    return asked
+
+
+def _job(name: str, launch: Launch, confinement: Confinement) -> Job:
+    program = shutil.which(launch.argv[0], path=launch.env.get("PATH", places.PATH))
+    if program is None:
+        raise ToolError(f'tool "{name}": there is no program {launch.argv[0]}', fix="install it where the kernel runs")
+    program = os.path.abspath(program)
+    if not places.is_of_system(program):
+        confinement = msgspec.structs.replace(confinement, read=[*confinement.read, program])
+    return Job(
+        argv=[program, *launch.argv[1:]],
+        env=launch.env,
+        cwd=launch.cwd,
+        stdin=launch.stdin.encode(),
+        confinement=confinement,
+    )
+
+
+def _printed(name: str, outcome: Outcome) -> str:
+    """What a program has printed; raises ToolError for one that failed."""
+    if outcome.timed_out:
+        raise ToolTimeout(f'tool "{name}" did not end in time')
+    if outcome.status != 0:
+        raise ToolError(f'tool "{name}" {_how(outcome.status)}{_last_words(outcome)}')
+    text = outcome.stdout.decode(errors="replace")
+    return f"{text}\n[{outcome.left_out:,} more bytes were left out]" if outcome.left_out else text
+
+
+def _returned(name: str, outcome: Outcome) -> object:
+    """What a function has returned; raises ToolError for one that raised or was killed."""
+    if outcome.timed_out:
+        raise ToolTimeout(f'tool "{name}" did not end in time')
+    if outcome.result_left_out:
+        raise ToolError(
+            f'tool "{name}" returned {len(outcome.result) + outcome.result_left_out:,} bytes',
+            fix="return less, or raise confinement.output_kb in the tools file",
+        )
+    try:
+        answer = msgspec.json.decode(outcome.result, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise ToolError(f'tool "{name}" {_how(outcome.status)} without a result{_last_words(outcome)}') from None
+    if "error" in answer:
+        raise ToolError(f'tool "{name}" failed: {answer["error"]}')
+    return answer.get("value")
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _last_words(outcome: Outcome) -> str:
+    words = outcome.stderr.decode(errors="replace").strip()
+    return f": {words}" if words else ""
+
+
+def _try(runner: Runner) -> None:
+    """Run a program that does nothing. Raises Unsupported."""
+    name = runner.level.name
+    try:
+        outcome = _blocking(runner, Job(argv=["/bin/true"], time_s=_PROBE_S))
+    except AiosError as error:
+        raise Unsupported(f"isolation level {name} does not work here: {error.message}", fix=error.fix) from error
+    if outcome.status != 0:
+        raise Unsupported(
+            f"isolation level {name} does not work here: /bin/true {_how(outcome.status)}{_last_words(outcome)}",
+            fix="allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu)",
+        )
+
+
+def _blocking(runner: Runner, job: Job) -> Outcome:
+    """Run a job from where a loop may be running already."""
+    done: Future[Outcome] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(asyncio.run(runner.run(job)))
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            done.set_exception(error)
+
+    thread = threading.Thread(target=work, name="aios-isolation-probe")
+    thread.start()
+    thread.join()
+    return done.result()

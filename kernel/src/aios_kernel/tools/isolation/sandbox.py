@@ -1,0 +1,131 @@
+"""Level 2: bubblewrap. A file system with nothing in it but what is stated, no network, no other process in sight."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import stat
+import tempfile
+from typing import ClassVar, final
+
+from aios_kernel.errors import Unsupported
+from aios_kernel.tools.hosted import Isolation
+from aios_kernel.tools.isolation import seccomp
+from aios_kernel.tools.isolation.forkserver import FOLDER
+from aios_kernel.tools.isolation.launcher.network import PORT
+from aios_kernel.tools.isolation.level import Job, environment, limits
+from aios_kernel.tools.isolation.places import SETTINGS, SYSTEM, interpreter, of_python, outermost
+from aios_kernel.tools.isolation.process import Request
+
+_FILTER = 4  # the descriptor, as launcher.tool numbers them
+_SHM_SHARE = 4
+_FUNCTION = "import sys; sys.path.insert(0, {folder!r}); from launcher.function import main; del sys.path[0]; main()"
+
+
+@final
+class Sandbox:
+    """Namespaces for all but time, no capabilities, no further namespaces, a memory file system of limited size."""
+
+    name: ClassVar[Isolation] = "sandbox"
+    networks: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raise Unsupported without bubblewrap, prlimit or seccomp."""
+        _program("bwrap", "apt install bubblewrap")
+        _program("prlimit", "apt install util-linux")
+        self.program(None)
+
+    def request(self, job: Job, uid: int | None) -> Request:
+        """The command line of bubblewrap."""
+        confinement = job.confinement
+        own = [*confinement.read, *([job.cwd] if job.cwd else [])]
+        if not job.argv:
+            own += [*of_python(), FOLDER]
+        listen = bool(confinement.network)
+        argv = [
+            *_bubblewrap(listen),
+            *_memory_files(confinement.disk_mb << 20),
+            *_binds(own),
+            *("--remount-ro", "/dev", "--remount-ro", "/"),
+            *("--chdir", job.cwd or "/tmp", "--seccomp", str(_FILTER), "--"),
+            *(_program("prlimit", ""), f"--nproc={confinement.processes}:{confinement.processes}", "--"),
+            *(job.argv or _function()),
+        ]
+        staged = _hidden(argv) if uid is not None else {}
+        proxy = f"http://127.0.0.1:{PORT}"
+        names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY") if listen else ()
+        return Request(
+            argv=argv,
+            env=dict.fromkeys(names, proxy) | environment(job) | {"HOME": "/tmp", "TMPDIR": "/tmp"},
+            cwd="/",
+            uid=uid,
+            staged=staged,
+            folder=tempfile.gettempdir() if staged else "",
+            limits=limits(confinement),
+            pass_filter=True,
+            listen=listen,
+            time_s=job.time_s,
+        )
+
+    def program(self, uid: int | None) -> bytes:
+        """The filter with sockets: those of a network of its own."""
+        return seccomp.isolated()
+
+
+def _bubblewrap(listen: bool) -> list[str]:
+    return [
+        _program("bwrap", ""),
+        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"),
+        *([] if listen else ["--unshare-net"]),  # the launcher has made it, with the proxy's socket in it
+        *("--disable-userns", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
+    ]
+
+
+def _memory_files(disk: int) -> list[str]:
+    shm = disk // _SHM_SHARE
+    return [
+        *("--size", str(disk - shm), "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"),
+        *("--size", str(shm), "--tmpfs", "/dev/shm"),
+    ]
+
+
+def _binds(own: list[str]) -> list[str]:
+    """Options that show the system and the tool's own places."""
+    links = [place for place in SYSTEM if os.path.islink(place)]
+    real = [place for place in (*SYSTEM, *SETTINGS) if os.path.exists(place) and place not in links]
+    options = [word for link in links for word in ("--symlink", os.readlink(link), link)]
+    inside = {place: os.path.realpath(place) for place in real}
+    inside |= {place: place for place in outermost([*own, *inside.values()]) if place not in inside.values()}
+    for shown, place in inside.items():
+        options += ["--ro-bind", place, shown]
+    for place in own:
+        if os.path.realpath(place) != place:
+            options += ["--symlink", os.path.realpath(place), place]
+    return options
+
+
+def _hidden(argv: list[str]) -> dict[str, str]:
+    """The sources of bind mounts that only root can reach, by their position."""
+    positions = [number + 1 for number, word in enumerate(argv[: argv.index("--")]) if word == "--ro-bind"]
+    return {str(number): argv[number] for number in positions if not _is_open(argv[number])}
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_open(place: str) -> bool:
+    parents = [os.path.dirname(place)]
+    while parents[-1] != "/":
+        parents.append(os.path.dirname(parents[-1]))
+    return all(os.stat(parent).st_mode & stat.S_IXOTH for parent in parents)
+
+
+def _function() -> list[str]:
+    return [interpreter(), "-I", "-S", "-c", _FUNCTION.format(folder=FOLDER)]
+
+
+@functools.cache
+def _program(name: str, fix: str) -> str:
+    found = shutil.which(name, path=os.defpath + ":/usr/local/bin:" + os.environ.get("PATH", ""))
+    if found is None:
+        raise Unsupported(f"level sandbox needs {name}, which is not installed", fix=fix)
+    return found

@@ -1,0 +1,66 @@
+"""The tools' database: effects of calls and long jobs. It is opened when the first of them needs it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TypeVar, final
+
+from aios_kernel._database import Database, Job
+
+T = TypeVar("T")
+
+_SCHEMA = """
+CREATE TABLE effects (
+    owner TEXT NOT NULL,
+    key TEXT NOT NULL,
+    tool TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    arguments TEXT,
+    program TEXT NOT NULL,
+    began_s REAL NOT NULL,
+    ends_at_s REAL NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('begun', 'done', 'failed', 'unknown')),
+    content TEXT,
+    ended_s REAL,
+    PRIMARY KEY (owner, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX effects_ended ON effects (ended_s);
+CREATE INDEX effects_begun ON effects (state) WHERE state = 'begun';
+"""
+_VERSION = 1
+
+
+@final
+class ToolStore:
+    """`tools.db` of a data directory. Writes are durable when they return (full sync, group commit)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: Database | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier life of the kernel left one."""
+        return self._path.exists()
+
+    async def read(self, job: Job[T]) -> T:
+        """Run `job` on a connection that cannot write."""
+        return await (await self._open()).read(job)
+
+    async def write(self, job: Job[T]) -> T:
+        """Run `job` in a transaction; its result is durable."""
+        return await (await self._open()).write(job)
+
+    async def close(self) -> None:
+        """Commit what is queued and close."""
+        if self._database is not None:
+            await asyncio.to_thread(self._database.close)
+
+    async def _open(self) -> Database:
+        if self._database is None:
+            async with self._opening:
+                if self._database is None:
+                    self._database = await asyncio.to_thread(Database, self._path, _SCHEMA, _VERSION)
+        return self._database
