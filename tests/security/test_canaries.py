@@ -12,7 +12,7 @@ from aios_evals.siege.canaries import Siege, siege
 from aios_evals.siege.queries import ATTACKS
 from aios_evals.siege.world import quick
 from aios_kernel import notes
-from aios_kernel.access import AccessManager
+from aios_kernel.access import AccessManager, Decision
 from aios_kernel.memory import manager as memory_manager
 from aios_kernel.memory.index import Space
 from aios_kernel.process import ProcessTable, Program
@@ -26,10 +26,10 @@ async def besiege(home: Path, results: int, principals: int) -> Siege:
 
 
 async def test_no_result_has_a_foreign_canary(tmp_path: Path) -> None:
-    outcome = await besiege(tmp_path, 10_000, 10)
+    outcome = await besiege(tmp_path, 6_000, 10)
     rows = {row["attack"]: row for row in outcome.rows()}
     assert set(rows) == {*ATTACKS, "programs", "granted", "revoked", "total"}
-    assert rows["total"]["results"] >= 9_000
+    assert rows["total"]["results"] >= 6_000
     assert rows["total"]["foreign_canaries"] == 0, outcome.leaks
     assert outcome.lost == outcome.broken == 0
     assert outcome.granted > 10  # what was granted was found: the search for canaries is not blind
@@ -40,7 +40,7 @@ async def test_no_result_has_a_foreign_canary(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 async def test_a_thousand_agents_find_nothing(tmp_path: Path) -> None:
     """A hundred thousand results; the million is `make attack`'s."""
-    outcome = await besiege(tmp_path, 105_000, 100)  # some are not asked: nobody attacks itself
+    outcome = await besiege(tmp_path, 100_000, 100)
     total = outcome.rows()[-1]
     assert total["results"] >= 100_000
     assert total["foreign_canaries"] == 0, outcome.leaks
@@ -48,17 +48,17 @@ async def test_a_thousand_agents_find_nothing(tmp_path: Path) -> None:
 
 
 def without_access(patch: pytest.MonkeyPatch) -> None:
-    def check(self: Any, *args: Any, **options: Any) -> None:
-        return None
+    def decide(self: Any, *args: Any, **options: Any) -> Decision:
+        return Decision("allow", "the check is gone")
 
-    patch.setattr(AccessManager, "check", check)
+    patch.setattr(AccessManager, "decide", decide)
 
 
 def without_revoking(patch: pytest.MonkeyPatch) -> None:
-    async def revoke(self: Any, *args: Any, **options: Any) -> None:
+    async def take_back(self: Any, *args: Any, **options: Any) -> None:
         return None
 
-    patch.setattr(AccessManager, "revoke", revoke)
+    patch.setattr(AccessManager, "take_back", take_back)
 
 
 def without_owners_of_programs(patch: pytest.MonkeyPatch) -> None:
@@ -108,5 +108,5 @@ def mutated(request: pytest.FixtureRequest) -> Generator[None, None, None]:
 
 @pytest.mark.usefixtures("mutated")
 async def test_a_kernel_with_a_check_taken_out_is_found_out(tmp_path: Path) -> None:
-    outcome = await besiege(tmp_path, 3_000, 3)
+    outcome = await besiege(tmp_path, 2_000, 3)
     assert outcome.rows()[-1]["foreign_canaries"] > 0

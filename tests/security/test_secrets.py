@@ -210,6 +210,7 @@ async def test_no_key_is_written_down_or_told_to_others(walked: Callable[[], Any
     assert [name for name, key in KEYS.items() if any(core(key) in each for each in told)] == []
 
 
+@pytest.mark.slow
 async def test_without_redaction_they_would_be_found(
     walked: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -480,6 +480,22 @@ def canaries(
 
 
 @bench.command()
+def obedient(
+    json: Json = False,
+    full: Full = False,
+    cases: Annotated[int | None, typer.Option(min=1, help="Attacks; 240, with --full all.")] = None,
+) -> None:
+    """A model that does all that strangers tell it, under a policy: what was done that must not be, what work was."""
+    from aios_evals import report
+    from aios_evals.siege.obedient import run
+
+    rows, notes = run(cases or (None if full else 240))
+    report.emit("obedient", rows, json=json, notes=notes)
+    if rows[-1]["disallowed_effects"] or rows[-1]["benign_done"] < rows[-1]["benign_tasks"]:
+        raise SystemExit(1)
+
+
+@bench.command()
 def scale(
     json: Json = False,
     full: Full = False,

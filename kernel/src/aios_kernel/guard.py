@@ -6,10 +6,11 @@ One table says which right each syscall needs, on which resource; a syscall that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aios_kernel import errors, syscalls
+from aios_kernel._names import split_name
 from aios_kernel.access import AuditEntry, Decision, Question, Resource, denied
 from aios_kernel.access.approvals import Answer, Answerer, Approvals, Asker, arguments_of
 from aios_kernel.calls import OpenCall
@@ -35,6 +36,15 @@ _FREE: tuple[type, ...] = (
 """Syscalls that need no right: about what is the caller's own, or checked by who serves them (spawn, grants)."""
 
 
+_RULING: tuple[type, ...] = (
+    syscalls.AccessGrant, syscalls.AccessRevoke, syscalls.AccessApprove, syscalls.AccessPolicy, syscalls.KernelKill,
+    syscalls.KernelPolicy, syscalls.KernelShutdown,
+)  # fmt: skip
+"""What decides over others: not for runs that untrusted content has reached, whatever the policy says."""
+_HOUSE: tuple[type, ...] = (syscalls.KernelPolicy, syscalls.KernelShutdown)
+"""What is the same for all principals: the kernel's own user decides."""
+
+
 class Wanted(NamedTuple):
     """What a call wants to do."""
 
@@ -53,6 +63,7 @@ class Guard:
         table: the programs.
         observe: tells the scheduler who waits.
         model_of: the name that really serves a model name.
+        others: the principals beside the kernel's own user.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class Guard:
         table: ProcessTable,
         observe: Callable[[Event], None],
         model_of: Callable[[syscalls.LlmChat | syscalls.LlmEmbed], str],
+        others: Collection[str] = (),
     ) -> None:
         self.access = managers.access
         self.approvals = Approvals(lambda: self.access.policy.approvals, self._heard)
@@ -69,11 +81,13 @@ class Guard:
         self._table = table
         self._observe = observe
         self._model_of = model_of
+        self._others = others
         self._wanted = self._table_of_rights()
 
     def decide(self, open_call: OpenCall) -> Question | None:
         """Return if the call may run; a question if a person has to be asked first. Raises AccessDenied."""
         program = open_call.program
+        self._check_rule(program, open_call.call)
         wanted = self._wanted[type(open_call.call)](program, open_call.call)
         if wanted is None:
             return None
@@ -89,6 +103,17 @@ class Guard:
         if not remembered:
             raise _refused(program, wanted, decision, "it was denied for the whole run")
         return None
+
+    def _check_rule(self, program: Program, call: Any) -> None:
+        """Return if the run may rule, should the call be of that kind. Raises AccessDenied."""
+        name = syscalls.name_of(call)
+        if isinstance(call, _RULING) and program.taint:
+            raise errors.AccessDenied(
+                f"{name} is not for a run that untrusted content has reached ({', '.join(program.taint)})",
+                fix="do it from a terminal, or from a run of its own",
+            )
+        if isinstance(call, _HOUSE) and program.principal in self._others:
+            raise errors.AccessDenied(f"{name} is the kernel's user's", fix="ask whoever runs the kernel")
 
     async def ask(self, open_call: OpenCall, question: Question) -> None:
         """Park the program until a person has answered. Raises AccessDenied if the answer is no."""
@@ -198,7 +223,8 @@ class Guard:
 
 
 def _tool(_: Program, call: syscalls.ToolBegin | syscalls.ToolInvoke) -> Wanted:
-    return Wanted("call", f"tool/{call.name}")
+    # A rule on `tool/mail` covers what is below it: no name may climb out of there, in whatever process looks it up.
+    return Wanted("call", f"tool/{'/'.join(split_name(call.name, 'tool name'))}" if call.name else "tool/")
 
 
 def _nothing(_: Program, call: Any) -> None:

@@ -106,7 +106,9 @@ class Kernel:
         self._make_policy = make_policy
         self._prepare = concurrent.futures.ThreadPoolExecutor(max_workers=_PREPARERS, thread_name_prefix="aios-prepare")
         self._chat = ChatService(model, config)
-        self.guard = Guard(managers, self.agents.table, self.dispatcher.observe, self._chat.served_name)
+        self.guard = Guard(
+            managers, self.agents.table, self.dispatcher.observe, self._chat.served_name, config.principals
+        )
         self._windows = Windows(self._chat, self._prepare, self.submit, self.ended)
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}

@@ -84,6 +84,10 @@ class Mailboxes:
         finally:
             self._forget(keys, waiter)
 
+    def addresses(self) -> list[_Key]:
+        """Principal and address of every box that has mail."""
+        return [*self._boxes]
+
     def discard(self, principal: str, address: str) -> None:
         """Drop what nobody will read any more: the box of a program that has ended."""
         box = self._boxes.pop((principal, address), None)

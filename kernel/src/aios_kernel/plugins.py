@@ -99,6 +99,10 @@ class Plugins:
                     fix="reinstall or uninstall that plugin",
                 ) from error
 
+    def register(self, plugin: object, name: str) -> None:
+        """Add a plugin that no package announces."""
+        self._manager.register(plugin, name)
+
     def pick(self, hook: str, key: str, name: str) -> Any:
         """The factory called `name` among what a hook gives. Raises ConfigError that lists the names."""
         found = self.named(hook)

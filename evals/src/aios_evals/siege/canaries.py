@@ -13,7 +13,6 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,8 @@ from aios_kernel.syscalls import (
 _WIDTH = 48
 """Attackers at work at a time."""
 _GRANTERS = 4
+_PAUSE_S = 0.1
+"""Of a granter between two grants: most results should be the attackers'."""
 
 
 @dataclass(slots=True)
@@ -65,19 +66,11 @@ class Siege:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a kind of attack, and one for all together."""
-        kinds = [*sorted(self.results), "total"]
-        for counted in (self.results, self.items, self.refused, self.foreign):
-            counted["total"] = counted.total()
-        return [
-            {
-                "attack": kind,
-                "results": self.results[kind],
-                "items": self.items[kind],
-                "refused": self.refused[kind],
-                "foreign_canaries": self.foreign[kind],
-            }
-            for kind in kinds
-        ]
+        counts = (self.results, self.items, self.refused, self.foreign)
+        rows = {kind: [counted[kind] for counted in counts] for kind in sorted(self.results)}
+        rows["total"] = [counted.total() for counted in counts]
+        names = ("results", "items", "refused", "foreign_canaries")
+        return [{"attack": kind, **dict(zip(names, row, strict=True))} for kind, row in rows.items()]
 
     def take(self, kind: str, call: Syscall, answer: Answer, foreign: set[bytes]) -> None:
         """Book a result."""
@@ -101,14 +94,13 @@ async def siege(kernel: Kernel, results: int, principals: int, seed: int = 0) ->
     crowd = await plant(kernel, principals, seed)
     outcome, leases, rng = Siege(), Leases(), random.Random(seed)
     began = time.perf_counter()
-    left = iter(range(results))
     ended = asyncio.Event()
     granting = [
         asyncio.create_task(_grant(crowd[place::_GRANTERS], crowd, rng, leases, outcome, ended))
         for place in range(_GRANTERS)
     ]
     try:
-        await asyncio.gather(*(_attack(crowd, rng, leases, outcome, left) for _ in range(_WIDTH)))
+        await asyncio.gather(*(_attack(crowd, rng, leases, outcome, results) for _ in range(_WIDTH)))
     finally:
         ended.set()
         await asyncio.gather(*granting)
@@ -117,11 +109,9 @@ async def siege(kernel: Kernel, results: int, principals: int, seed: int = 0) ->
     return outcome
 
 
-async def _attack(
-    crowd: list[Planted], rng: random.Random, leases: Leases, outcome: Siege, left: Iterator[int]
-) -> None:
+async def _attack(crowd: list[Planted], rng: random.Random, leases: Leases, outcome: Siege, results: int) -> None:
     kinds, weights = [*ATTACKS], [weight for weight, _ in ATTACKS.values()]
-    for _ in left:
+    while outcome.results.total() < results:
         attacker, victim = rng.choice(crowd), rng.choice(crowd)
         if attacker is victim:
             continue
@@ -179,6 +169,7 @@ async def _grant(
         for look in looks:
             await _ask(to, "revoked", look, None, leases, outcome)
         await asyncio.gather(*racing)
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def _lost(planted: Planted) -> int:

@@ -81,12 +81,14 @@ def write_token(config: Config) -> str:
 
 
 @asynccontextmanager
-async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGenerator[Kernel, None]:
+async def running_kernel(
+    config: Config, doors: Doors | None = None, plugins: Plugins | None = None
+) -> AsyncGenerator[Kernel, None]:
     """A kernel with its doors open, on this loop; closed in order at the end.
 
-    `doors` counts the connections; pass it to open more of them than the socket's.
+    `doors` counts the connections; pass it to open more of them than the socket's. `plugins`: others than installed.
     """
-    plugins = Plugins()
+    plugins = plugins or Plugins()
     make_policy = with_limits(config, policy_maker(plugins))
     policy = make_policy(config.policy, config.policy_options)
     doors = doors or Doors()
