@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -317,3 +319,33 @@ async def test_calls_run_side_by_side(commands: Any) -> None:
     registry = commands(["sh", "-c", "sleep 0.2; echo $0", "{text}"])
     answers = await asyncio.gather(*(call(registry, "c", {"text": str(number)}) for number in range(8)))
     assert [int(answer) for answer in answers] == list(range(8))
+
+
+async def test_a_call_whose_caller_has_gone_is_killed(commands: Any, tmp_path: Path) -> None:
+    """As when the syscall is cancelled."""
+    tag = f"77.{secrets.randbelow(10**12):012}"
+    registry = commands(["sleep", "{text}"])
+    task = asyncio.create_task(call(registry, "c", {"text": tag}))
+    for _ in range(500):
+        if running(tag):
+            break
+        await asyncio.sleep(0.02)
+    assert running(tag)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(250):
+        if not running(tag):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it still runs")
+
+
+def running(argument: str) -> bool:
+    """Whether a process has this argument."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if argument.encode() in (entry / "cmdline").read_bytes():
+                    return True
+    return False
