@@ -90,7 +90,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Generator[House, None, No
 
 def paths(house: House) -> list[tuple[str, str]]:
     """Method and path of everything that HTTP serves."""
-    front = Front(house.kernel, None)  # type: ignore[arg-type] - only its routes are looked at
+    front = Front(house.kernel, None, None)  # type: ignore[arg-type] - only its routes are looked at
     routes = [route for route in front.app().routes if isinstance(route, Route)]
     return [
         (method, route.path.replace("{name:path}", "fake"))

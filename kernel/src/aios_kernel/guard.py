@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 APPROVAL = "approval"
 """What the scheduler calls the tool that a program waits for when it waits for a person."""
 _FREE: tuple[type, ...] = (
-    syscalls.ToolEnd, syscalls.ToolList, syscalls.MemorySpaces, syscalls.MemoryReindex, syscalls.MemoryRecord,
+    syscalls.ToolEnd, syscalls.ToolList, syscalls.ToolServers, syscalls.ToolPins, syscalls.ToolReview,
+    syscalls.ToolApprove, syscalls.MemorySpaces, syscalls.MemoryReindex, syscalls.MemoryRecord,
     syscalls.MemoryRecall, syscalls.MemoryKeep, syscalls.AgentSpawn, syscalls.AgentExit, syscalls.AgentReceive,
     syscalls.AgentWait, syscalls.AgentPriority, syscalls.AccessGrant, syscalls.AccessRevoke, syscalls.AccessGrants,
     syscalls.AccessPolicy, syscalls.AccessCheck, syscalls.AccessPending, syscalls.AccessApprove, syscalls.AccessAudit,
@@ -38,7 +39,7 @@ _FREE: tuple[type, ...] = (
 
 _RULING: tuple[type, ...] = (
     syscalls.AccessGrant, syscalls.AccessRevoke, syscalls.AccessApprove, syscalls.AccessPolicy, syscalls.KernelKill,
-    syscalls.KernelPolicy, syscalls.KernelShutdown,
+    syscalls.KernelPolicy, syscalls.KernelShutdown, syscalls.ToolApprove,
 )  # fmt: skip
 """What decides over others: not for runs that untrusted content has reached, whatever the policy says."""
 _HOUSE: tuple[type, ...] = (syscalls.KernelPolicy, syscalls.KernelShutdown)
