@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from aios_adapters.cli.output import show_table
+
 AIOS = str(Path(sys.executable).parent / "aios")
 POLICY = """\
 [[allow]]
@@ -104,6 +106,12 @@ def test_calls_are_listed_approved_and_denied(shell: Shell) -> None:
     assert output.splitlines()[0] == "sent"
     assert output.splitlines()[1].startswith("refused:")
     assert "no call with the id" in shell("approve", id, status=1)
+
+
+def test_a_table_shows_text_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who wrote the arguments must not be able to hide a part of them, or to break the listing."""
+    show_table("", ("WITH",), [("a [conceal]hidden[/conceal] [/nope] [link=x]y",)])
+    assert "a [conceal]hidden[/conceal] [/nope] [link=x]y" in capsys.readouterr().out
 
 
 def test_one_answer_for_the_run(shell: Shell) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aios_kernel.access import AccessManager, Policy, Subject
 from aios_kernel.access.policy_file import PolicyText
@@ -243,3 +246,17 @@ def test_names_within_names() -> None:
     assert covering("tool/a/b") == ["tool/a/b", "tool/a"]
     assert covering("memory/agent/x") == ["memory/agent/x", "memory/agent"]
     assert covering("tool/") == ["tool/"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=200),
+        st.tuples(st.integers(0, len(EXAMPLE)), st.integers(0, 40), st.text(max_size=20)).map(
+            lambda cut: EXAMPLE[: cut[0]] + cut[2] + EXAMPLE[cut[0] + cut[1] :]
+        ),
+    )
+)
+def test_whatever_stands_in_the_file_it_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert isinstance(policy(text).rules(Subject("u", "g", "a"), "call", False), tuple | None)
