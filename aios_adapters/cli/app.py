@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import access, audit, backups, looking, mcp, notes, running, settings, tools
+from aios_adapters.cli import access, audit, backups, hosted, looking, mcp, notes, running, settings, tools
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -32,5 +32,6 @@ app.add_typer(access.access_app, name="access")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(notes.memory_app, name="memory")
 app.add_typer(tools.tools_app, name="tools")
+hosted.add_to(tools.tools_app)
 host().activate()
 host().hook.aios_commands(app=app)

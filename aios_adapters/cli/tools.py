@@ -22,7 +22,9 @@ from aios_kernel.syscalls import (
     ToolServers,
 )
 
-tools_app = typer.Typer(no_args_is_help=True, help="MCP servers, and which of their tools are approved.")
+tools_app = typer.Typer(
+    no_args_is_help=True, help="The kernel's tools, long jobs, and MCP servers with what is approved of them."
+)
 _Server = Annotated[str, typer.Argument(help="Its name in the tools file.")]
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 APPROVAL = "approval"
 """What the scheduler calls the tool that a program waits for when it waits for a person."""
 _FREE: tuple[type, ...] = (
-    syscalls.ToolEnd, syscalls.ToolList, syscalls.ToolServers, syscalls.ToolPins, syscalls.ToolReview,
-    syscalls.ToolApprove, syscalls.MemorySpaces, syscalls.MemoryReindex, syscalls.MemoryRecord,
+    syscalls.ToolEnd, syscalls.ToolList, syscalls.ToolWait, syscalls.ToolCancel, syscalls.ToolJobs,
+    syscalls.ToolServers, syscalls.ToolPins, syscalls.ToolReview, syscalls.ToolApprove, syscalls.MemorySpaces, syscalls.MemoryReindex, syscalls.MemoryRecord,
     syscalls.MemoryRecall, syscalls.MemoryKeep, syscalls.AgentSpawn, syscalls.AgentExit, syscalls.AgentReceive,
     syscalls.AgentWait, syscalls.AgentPriority, syscalls.AccessGrant, syscalls.AccessRevoke, syscalls.AccessGrants,
     syscalls.AccessPolicy, syscalls.AccessCheck, syscalls.AccessPending, syscalls.AccessApprove, syscalls.AccessAudit,
@@ -145,11 +145,16 @@ class Guard:
 
     def heard(self, event: Event) -> None:
         """Follow a tool's end on its way to the scheduler: whoever called an untrusted one is tainted from here on."""
-        if isinstance(event, ToolEnded) and self._is_untrusted(event.tool):
+        if isinstance(event, ToolEnded):
             program = self._table.known(event.program)
             if program is not None:
-                program.mark([f"tool/{event.tool}"])
+                self.told(program, event.tool)
         self._observe(event)
+
+    def told(self, program: Program, tool: str) -> None:
+        """A program is given what a tool said, maybe to another run, and long ago."""
+        if self._is_untrusted(tool):
+            program.mark([f"tool/{tool}"])
 
     def answerer(self, program: Program) -> Answerer:
         """A program that looks at what waits, or answers."""
@@ -227,6 +232,7 @@ class Guard:
             syscalls.LlmEmbed: lambda _, call: Wanted("use", f"model/{self._model_of(call)}"),
             syscalls.ToolBegin: _tool,
             syscalls.ToolInvoke: _tool,
+            syscalls.ToolSubmit: _tool,
             syscalls.AgentSend: self._message,
         }
 
@@ -236,7 +242,7 @@ class Guard:
         return Wanted("send", f"message/{target.agent if known and target is not None else call.to}")
 
 
-def _tool(_: Program, call: syscalls.ToolBegin | syscalls.ToolInvoke) -> Wanted:
+def _tool(_: Program, call: syscalls.ToolBegin | syscalls.ToolInvoke | syscalls.ToolSubmit) -> Wanted:
     # A rule on `tool/mail` covers what is below it: no name may climb out of there, in whatever process looks it up.
     return Wanted("call", f"tool/{'/'.join(split_name(call.name, 'tool name'))}" if call.name else "tool/")
 

@@ -33,6 +33,7 @@ from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
 from aios_kernel.guard import Guard
+from aios_kernel.job_calls import JobService
 from aios_kernel.managers import Managers
 from aios_kernel.mcp_calls import McpService
 from aios_kernel.notes import NoteService
@@ -449,6 +450,7 @@ class Kernel:
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
             **McpService(self.managers.tools, self.config.principals).routes(),
+            **JobService(self.managers, self.guard.heard, self.guard.told).routes(),
             **spaces.routes(),
             **PermissionService(self.guard, agents.table, self.config.principals).routes(),
             **NoteService(self.managers, agents.table).routes(),

@@ -108,7 +108,7 @@ async def running_kernel(
                 listening(kernel, doorman, doors, socket_of(config)),
                 _http(kernel, token),
             ):
-                await managers.tools.start()
+                await managers.start()
                 yield kernel
         finally:
             await kernel.close()
