@@ -44,6 +44,15 @@ def syscalls(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def isolation(json: Json = False, full: Full = False) -> None:
+    """What the isolation levels of hosted tools cost over a plain subprocess."""
+    from aios_evals import report
+    from aios_evals.isolation_cost import run
+
+    report.emit("isolation", run(1000 if full else 100), json=json)
+
+
+@bench.command()
 def speedup(
     json: Json = False,
     full: Full = False,
