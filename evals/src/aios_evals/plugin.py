@@ -53,6 +53,15 @@ def access(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def isolation(json: Json = False, full: Full = False) -> None:
+    """What the isolation levels of hosted tools cost over a plain subprocess."""
+    from aios_evals import report
+    from aios_evals.isolation_cost import run
+
+    report.emit("isolation", run(1000 if full else 100), json=json)
+
+
+@bench.command()
 def speedup(
     json: Json = False,
     full: Full = False,

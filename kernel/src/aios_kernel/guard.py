@@ -27,12 +27,12 @@ APPROVAL = "approval"
 """What the scheduler calls the tool that a program waits for when it waits for a person."""
 _FREE: tuple[type, ...] = (
     syscalls.ToolEnd, syscalls.ToolList, syscalls.ToolWait, syscalls.ToolCancel, syscalls.ToolJobs,
-    syscalls.ToolServers, syscalls.ToolPins, syscalls.ToolReview, syscalls.ToolApprove, syscalls.MemorySpaces, syscalls.MemoryReindex, syscalls.MemoryRecord,
-    syscalls.MemoryRecall, syscalls.MemoryKeep, syscalls.AgentSpawn, syscalls.AgentExit, syscalls.AgentReceive,
-    syscalls.AgentWait, syscalls.AgentPriority, syscalls.AccessGrant, syscalls.AccessRevoke, syscalls.AccessGrants,
-    syscalls.AccessPolicy, syscalls.AccessCheck, syscalls.AccessPending, syscalls.AccessApprove, syscalls.AccessAudit,
-    syscalls.AccessVerify, syscalls.KernelInfo, syscalls.KernelPs, syscalls.KernelKill, syscalls.KernelTrace,
-    syscalls.KernelPolicy, syscalls.KernelShutdown,
+    syscalls.ToolServers, syscalls.ToolPins, syscalls.ToolReview, syscalls.ToolApprove, syscalls.MemorySpaces,
+    syscalls.MemoryReindex, syscalls.MemoryRecord, syscalls.MemoryRecall, syscalls.MemoryKeep, syscalls.AgentSpawn,
+    syscalls.AgentExit, syscalls.AgentReceive, syscalls.AgentWait, syscalls.AgentPriority, syscalls.AccessGrant,
+    syscalls.AccessRevoke, syscalls.AccessGrants, syscalls.AccessPolicy, syscalls.AccessCheck, syscalls.AccessPending,
+    syscalls.AccessApprove, syscalls.AccessAudit, syscalls.AccessVerify, syscalls.KernelInfo, syscalls.KernelPs,
+    syscalls.KernelKill, syscalls.KernelTrace, syscalls.KernelPolicy, syscalls.KernelShutdown,
 )  # fmt: skip
 """Syscalls that need no right: about what is the caller's own, or checked by who serves them (spawn, grants)."""
 

@@ -42,6 +42,12 @@ class ForkServer:
                 if not self._server.send(descriptors):
                     raise ToolNotStarted("the fork server for tools does not start", fix="look at the kernel's log")
 
+    def cpu_s(self) -> float:
+        """Processor seconds of the server that runs now."""
+        if self._server is None:
+            return 0.0
+        return int(Path(f"/proc/{self._server.pid}/schedstat").read_text().split()[0]) / 1e9
+
     def stop(self) -> None:
         """End the server; calls that run go on. It also ends with this process."""
         if self._server is not None:
@@ -67,6 +73,7 @@ class _Server:
             except OSError as error:
                 ours.close()
                 raise ToolNotStarted(f"the fork server for tools does not start: {error}") from error
+        self.pid = pid
         self._descriptor = ours.detach()
         self.stop = weakref.finalize(self, _stop, self._descriptor, pid)
 

@@ -90,6 +90,10 @@ class Runner:
                 listening=serve(AllowList(job.confinement.network)) if request.listen else None,
             )
 
+    def server_cpu_s(self) -> float:
+        """Processor seconds that the fork server has used; 0 before the first call."""
+        return self._server.cpu_s()
+
     def stop(self) -> None:
         """End the fork server."""
         self._server.stop()

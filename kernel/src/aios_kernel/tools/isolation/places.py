@@ -12,11 +12,17 @@ from aios_kernel.errors import ConfigError
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 """Programs and libraries; on most systems all but the first are symbolic links."""
 
-SETTINGS = (
-    "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime", "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/mime.types",
+FILES = (
+    "/etc/ld.so.cache", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/mime.types",
+    "/etc/ssl/openssl.cnf",
 )  # fmt: skip
 """What libraries read at their start; no secret is among them."""
+
+FOLDERS = ("/etc/alternatives", "/etc/ssl/certs")
+"""Where symbolic links of /usr lead, and whom TLS trusts."""
+
+LOCALTIME = "/etc/localtime"
+"""A symbolic link into /usr."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

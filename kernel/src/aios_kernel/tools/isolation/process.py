@@ -31,6 +31,7 @@ class Request(msgspec.Struct, kw_only=True):
         cwd: where it runs; empty: the folder of the call.
         folder: where a new folder is made for the call; empty: none is made.
         uid: user to become, for a kernel that is root.
+        files: opened as descriptors 5 and following, for bubblewrap.
         staged: places that `uid` could not reach, by their position in argv.
         limits: resource limits by their names.
         landlock: `read` and `write` places of level `subprocess`.
@@ -44,6 +45,7 @@ class Request(msgspec.Struct, kw_only=True):
     cwd: str = ""
     folder: str = ""
     uid: int | None = None
+    files: list[str] = []
     staged: dict[str, str] = {}
     limits: dict[str, int] = {}
     landlock: dict[str, list[str]] | None = None
@@ -59,6 +61,8 @@ class Outcome(msgspec.Struct, kw_only=True):
         status: exit status; negative: the signal.
         timed_out: it was killed for its time limit.
         cpu_s: processor seconds of all its processes.
+        launch_cpu_s: those of the supervisor that started and ended them.
+        not_started: why there was nothing to end.
         stdout: the first of what it printed, within the limit.
         left_out: bytes of stdout beyond the limit.
         stderr: the last 4 KiB.
@@ -69,6 +73,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     status: int = 0
     timed_out: bool = False
     cpu_s: float = 0.0
+    launch_cpu_s: float = 0.0
     not_started: str = ""
     stdout: bytes = b""
     left_out: int = 0

@@ -15,10 +15,19 @@ from aios_kernel.tools.isolation import seccomp
 from aios_kernel.tools.isolation.forkserver import FOLDER
 from aios_kernel.tools.isolation.launcher.network import PORT
 from aios_kernel.tools.isolation.level import Job, environment, limits
-from aios_kernel.tools.isolation.places import SETTINGS, SYSTEM, interpreter, of_python, outermost
+from aios_kernel.tools.isolation.places import (
+    FILES,
+    FOLDERS,
+    LOCALTIME,
+    SYSTEM,
+    interpreter,
+    is_of_system,
+    of_python,
+    outermost,
+)
 from aios_kernel.tools.isolation.process import Request
 
-_FILTER = 4  # the descriptor, as launcher.tool numbers them
+_FILTER, _FIRST_FILE = 4, 5  # descriptors, as the launcher numbers them
 _SHM_SHARE = 4
 _FUNCTION = "import sys; sys.path.insert(0, {folder!r}); from launcher.function import main; del sys.path[0]; main()"
 
@@ -39,13 +48,14 @@ class Sandbox:
     def request(self, job: Job, uid: int | None) -> Request:
         """The command line of bubblewrap."""
         confinement = job.confinement
-        own = [*confinement.read, *([job.cwd] if job.cwd else [])]
+        own = [*FOLDERS[: 2 if confinement.network else 1], *confinement.read, *([job.cwd] if job.cwd else [])]
         if not job.argv:
             own += [*of_python(), FOLDER]
         listen = bool(confinement.network)
         argv = [
             *_bubblewrap(listen),
             *_memory_files(confinement.disk_mb << 20),
+            *_system(),
             *_binds(own),
             *("--remount-ro", "/dev", "--remount-ro", "/"),
             *("--chdir", job.cwd or "/tmp", "--seccomp", str(_FILTER), "--"),
@@ -60,6 +70,7 @@ class Sandbox:
             env=dict.fromkeys(names, proxy) | environment(job) | {"HOME": "/tmp", "TMPDIR": "/tmp"},
             cwd="/",
             uid=uid,
+            files=_files(),
             staged=staged,
             folder=tempfile.gettempdir() if staged else "",
             limits=limits(confinement),
@@ -90,17 +101,31 @@ def _memory_files(disk: int) -> list[str]:
     ]
 
 
+def _system() -> list[str]:
+    """Options that show the system. Mounts are what a sandbox costs: links and copies of small files cost less."""
+    options: list[str] = []
+    for place in (*SYSTEM, LOCALTIME):
+        if os.path.islink(place):
+            options += ["--symlink", os.readlink(place), place]
+        elif os.path.exists(place):
+            options += ["--ro-bind", place, place]
+    for number, place in enumerate(_files()):
+        options += ["--perms", "0444", "--file", str(_FIRST_FILE + number), place]
+    return options
+
+
+def _files() -> list[str]:
+    return [place for place in FILES if os.path.exists(place)]
+
+
 def _binds(own: list[str]) -> list[str]:
-    """Options that show the system and the tool's own places."""
-    links = [place for place in SYSTEM if os.path.islink(place)]
-    real = [place for place in (*SYSTEM, *SETTINGS) if os.path.exists(place) and place not in links]
-    options = [word for link in links for word in ("--symlink", os.readlink(link), link)]
-    inside = {place: os.path.realpath(place) for place in real}
-    inside |= {place: place for place in outermost([*own, *inside.values()]) if place not in inside.values()}
-    for shown, place in inside.items():
-        options += ["--ro-bind", place, shown]
+    """Options that show the tool's own places."""
+    options: list[str] = []
+    for place in outermost(own):
+        if not is_of_system(place):
+            options += ["--ro-bind", place, place]
     for place in own:
-        if os.path.realpath(place) != place:
+        if os.path.realpath(place) != place and not is_of_system(place):
             options += ["--symlink", os.path.realpath(place), place]
     return options
 

@@ -10,7 +10,7 @@ from aios_kernel.tools.hosted import Isolation
 from aios_kernel.tools.isolation import seccomp
 from aios_kernel.tools.isolation.launcher import landlock
 from aios_kernel.tools.isolation.level import Job, environment, limits
-from aios_kernel.tools.isolation.places import SETTINGS, SYSTEM, of_python
+from aios_kernel.tools.isolation.places import FILES, FOLDERS, LOCALTIME, SYSTEM, of_python
 from aios_kernel.tools.isolation.process import Request
 
 
@@ -33,7 +33,7 @@ class Subprocess:
 
     def request(self, job: Job, uid: int | None) -> Request:
         """The launcher's work: `launcher.tool` confines itself."""
-        read = [*SYSTEM, *SETTINGS, *job.confinement.read, *([] if job.argv else of_python())]
+        read = [*SYSTEM, *FILES, *FOLDERS, LOCALTIME, *job.confinement.read, *([] if job.argv else of_python())]
         if job.cwd:
             read.append(job.cwd)
         return Request(

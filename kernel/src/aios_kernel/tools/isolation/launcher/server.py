@@ -1,4 +1,4 @@
-"""The fork server: takes descriptors on a socket, forks a supervisor for each call, until the kernel goes away."""
+"""The fork server: has a supervisor ready for the next call, until the kernel goes away."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import gc
 import os
 import signal
 import socket
+import time
 
-from .supervisor import supervise
+from .supervisor import get_ready, supervise
 
 DESCRIPTORS = 7
 """Request, channel, stdin, stdout, stderr, result, seccomp program."""
+
+_TAKEN, _OVER = b"t", b"o"
+_AGAIN_S = 0.05
 
 
 def main() -> None:
@@ -22,23 +26,37 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors need no one to wait for them
     gc.collect()
     gc.freeze()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 16, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-        if not message:
-            return
-        _fork(control, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+    while _serve_one(control) != _OVER:
+        pass
 
 
-def _fork(control: socket.socket, descriptors: list[int]) -> None:
+def _serve_one(control: socket.socket) -> bytes:
+    """Fork a supervisor and wait until it has a call, or there will be none; empty: somebody has killed it."""
+    told, tell = os.pipe()
     try:
-        if os.fork():
-            return
-    except OSError:
-        return  # no more processes: the kernel sees the channel close
+        pid = os.fork()
+    except OSError:  # no more processes: the call waits in the socket
+        os.close(told)
+        os.close(tell)
+        time.sleep(_AGAIN_S)
+        return b""
+    if pid == 0:
+        try:
+            _wait_for_call(control, tell)
+        finally:
+            os._exit(0)
+    os.close(tell)
     try:
-        control.close()
-        supervise(descriptors)
+        return os.read(told, 1)
     finally:
-        os._exit(0)
+        os.close(told)
+
+
+def _wait_for_call(control: socket.socket, tell: int) -> None:
+    get_ready()
+    message, descriptors, _, _ = socket.recv_fds(control, 16, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    os.write(tell, _TAKEN if message else _OVER)
+    os.close(tell)
+    control.close()
+    if message:
+        supervise(descriptors)

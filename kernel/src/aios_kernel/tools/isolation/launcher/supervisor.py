@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Generator
 from typing import Any
 
 from . import privileges
-from .tool import become_tool
+from .tool import become_tool, spawn_tool
 
-_POLL_S = 0.002
+_POLL_S = 0.0005
+_PATIENCE = 40
+_HIGH = 100
+
+
+def get_ready() -> None:
+    """What can be done before the call is known; after a fork the first use of anything costs most."""
+    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    privileges.adopt_orphans()
+    json.loads(json.dumps({"": [0, None]}))
 
 
 def supervise(descriptors: list[int]) -> None:
     """Run one call.
 
     `descriptors` are the request (JSON), the channel to the kernel, stdin, stdout, stderr, the result, and the seccomp
-    program. The channel takes one JSON object: `status` (an exit status, negative for a signal), `timed_out`, `cpu_s`,
-    or `not_started`, the reason. When the kernel closes its end, all is killed.
+    program. The channel takes one JSON object: `status` (an exit status, negative for a signal), `timed_out`, `cpu_s`
+    and `launch_cpu_s`, or `not_started`, the reason. When the kernel closes its end, all is killed.
     """
+    descriptors = [_out_of_the_way(descriptor) for descriptor in descriptors]
     with os.fdopen(descriptors[0], "rb") as file:
         request: dict[str, Any] = json.load(file)
     channel = socket.socket(fileno=descriptors[1])
-    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    os.setsid()
-    privileges.adopt_orphans()
     with _folder(request) as folder:
         try:
             pid = _start(request, folder, channel, descriptors[2:])
@@ -45,10 +51,16 @@ def supervise(descriptors: list[int]) -> None:
         for descriptor in descriptors[2:]:
             os.close(descriptor)
         timed_out = not _wait(pid, channel, request["time_s"])
-        status = _end(pid)
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        _report(channel, {"status": status, "timed_out": timed_out, "cpu_s": cpu_s})
+        status = _end(pid, own_processes=request["pass_filter"])
+        tool_s, own_s = _cpu_s(resource.RUSAGE_CHILDREN), _cpu_s(resource.RUSAGE_SELF)
+        _report(channel, {"status": status, "timed_out": timed_out, "cpu_s": tool_s, "launch_cpu_s": own_s})
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    """Move a descriptor up: the tool's are numbered from 0 on."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    os.close(descriptor)
+    return moved
 
 
 @contextlib.contextmanager
@@ -57,7 +69,8 @@ def _folder(request: dict[str, Any]) -> Generator[str]:
     if not request["folder"]:
         yield "/"
         return
-    folder = tempfile.mkdtemp(prefix="aios-tool-", dir=request["folder"])
+    folder = f"{request['folder']}/aios-tool-{os.urandom(8).hex()}"
+    os.mkdir(folder, 0o700)
     if request["uid"] is not None:
         os.chown(folder, request["uid"], request["uid"])
     try:
@@ -69,14 +82,23 @@ def _folder(request: dict[str, Any]) -> Generator[str]:
 def _remove(folder: str) -> None:
     """Remove what a tool wrote. It may have taken its own rights away, or nested folders deeper than rmtree can go."""
     try:
+        os.rmdir(folder)
+        return
+    except OSError:
+        import shutil  # not in the fork server: what it has loaded, each fork copies
+    try:
         shutil.rmtree(folder)
     except (OSError, RecursionError):
+        import subprocess
+
         for command in (["chmod", "-R", "u+rwx", folder], ["rm", "-rf", folder]):
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"})
 
 
 def _start(request: dict[str, Any], folder: str, channel: socket.socket, descriptors: list[int]) -> int:
-    """Fork the tool; gives its pid. Raises OSError with what the child could not do before its exec."""
+    """Start the tool; gives its pid. Raises OSError with what could not be done."""
+    if request["landlock"] is None and not request["staged"]:
+        return spawn_tool(request, folder, channel, descriptors)
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -101,13 +123,15 @@ def _wait(pid: int, channel: socket.socket, time_s: float) -> bool:
     return bool(ready)
 
 
-def _end(pid: int) -> int:
+def _end(pid: int, *, own_processes: bool) -> int:
     """Kill all that is left of the tool and wait for it; gives the tool's own exit status.
 
     Its processes cannot leave: those whose parents have died are children of this one. A zombie among them keeps its
-    number, so none that is listed can be a stranger's.
+    number, so none that is listed can be a stranger's. With a process namespace of its own (`own_processes`) Linux
+    kills them all with bubblewrap; looking for them, which takes longer, is for the case that it does not.
     """
     status = -signal.SIGKILL
+    patience = _PATIENCE if own_processes else 0
     while True:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -115,9 +139,10 @@ def _end(pid: int) -> int:
                     status = os.waitstatus_to_exitcode(ended[1])
         except ChildProcessError:
             return status
-        for descendant in _descendants():
+        for one in [pid] if patience > 0 else _descendants():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(descendant, signal.SIGKILL)
+                os.kill(one, signal.SIGKILL)
+        patience -= 1
         time.sleep(_POLL_S)
 
 
@@ -135,6 +160,11 @@ def _descendants() -> list[int]:
         found |= more
         grown = bool(more)
     return sorted(found - {os.getpid()})
+
+
+def _cpu_s(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _report(channel: socket.socket, outcome: dict[str, Any]) -> None:

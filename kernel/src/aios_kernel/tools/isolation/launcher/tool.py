@@ -6,11 +6,12 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
 from typing import Any, NoReturn
 
 from . import function, landlock, network, privileges, staging
 
-_FILTER, _RULES = 4, 5
+_FIRST, _FILTER, _RULES = 3, 4, 5
 _HIGH = 200
 """Above the descriptors that the tool will have."""
 
@@ -23,6 +24,46 @@ class _Teller:
 
     def tell(self, error: BaseException) -> None:
         os.write(self.descriptor, (str(error) or type(error).__name__).encode())
+
+
+def spawn_tool(request: dict[str, Any], folder: str, channel: socket.socket, descriptors: list[int]) -> int:
+    """Start a program that confines itself, or is trusted; gives its pid. Raises OSError.
+
+    This process takes on user and limits and hands them down, so that nothing is left to do between fork and exec: the
+    fork copies no memory (vfork).
+    """
+    files = [_opened(file) for file in request["files"]]
+    if request["uid"] is not None:
+        privileges.become(request["uid"], reads=False)
+    if request["listen"]:
+        network.own_loopback(channel)
+    privileges.limit(request["limits"])
+    passed = _numbered([*descriptors[3:5], *files] if request["pass_filter"] else descriptors[3:4])
+    process = subprocess.Popen(
+        request["argv"],
+        stdin=descriptors[0],
+        stdout=descriptors[1],
+        stderr=descriptors[2],
+        pass_fds=passed,
+        cwd=request["cwd"] or folder,
+        env=_environment(request, folder),
+        start_new_session=True,
+        umask=-1,
+    )
+    for descriptor in passed:
+        os.close(descriptor)
+    process.returncode = 0  # the supervisor waits for it
+    return process.pid
+
+
+def _numbered(descriptors: list[int]) -> list[int]:
+    """Copies with the numbers from 3 on."""
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in descriptors]
+    return [os.dup2(descriptor, _FIRST + number, inheritable=True) for number, descriptor in enumerate(moved)]
+
+
+def _opened(file: str) -> int:
+    return fcntl.fcntl(os.open(file, os.O_RDONLY | os.O_CLOEXEC), fcntl.F_DUPFD_CLOEXEC, _HIGH)
 
 
 def become_tool(
@@ -48,6 +89,7 @@ def _prepare(
     request: dict[str, Any], folder: str, channel: socket.socket, descriptors: list[int], teller: _Teller
 ) -> None:
     os.setsid()
+    files = [_opened(file) for file in request["files"]]
     _stage(request, folder)
     confined = request["landlock"]
     rules = landlock.ruleset(confined["read"], [folder, *confined["write"]]) if confined is not None else -1
@@ -60,7 +102,7 @@ def _prepare(
     if request["listen"]:
         network.own_loopback(channel)
     channel.detach()
-    _arrange(descriptors[:5], rules, teller)
+    _arrange([*descriptors[:5], *files], rules, teller)
     privileges.limit(limits)
     if not request["pass_filter"]:
         os.close(_FILTER)
@@ -74,9 +116,7 @@ def _prepare(
 def _go(request: dict[str, Any], folder: str, teller: _Teller) -> None:
     os.umask(0o077)
     os.chdir(request["cwd"] or folder)
-    environment = dict(request["env"])
-    if request["folder"] and not request["staged"]:
-        environment |= {"HOME": folder, "TMPDIR": folder}
+    environment = _environment(request, folder)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     if request["argv"]:
@@ -84,6 +124,11 @@ def _go(request: dict[str, Any], folder: str, teller: _Teller) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.close(teller.descriptor)
+
+
+def _environment(request: dict[str, Any], folder: str) -> dict[str, str]:
+    own = {"HOME": folder, "TMPDIR": folder} if request["folder"] and not request["staged"] else {}
+    return request["env"] | own
 
 
 def _stage(request: dict[str, Any], folder: str) -> None:
