@@ -22,6 +22,10 @@ _RELIST_S: Final = 60.0
 """How old a list may be before a call: a server need not say that it has changed."""
 
 
+_CLOSED: Final = "Connection closed"
+"""What the package says when the connection is at its end; by HTTP one answer alone can be cut off, too."""
+
+
 class MakeTransport(Protocol):
     """Makes a transport that reports its end."""
 
@@ -116,7 +120,7 @@ class Connection:
         try:
             result = await self._client.call_tool(tool, arguments)
         except MCPError as error:
-            if error.code == CONNECTION_CLOSED:
+            if error.code == CONNECTION_CLOSED and (self.over or error.message == _CLOSED):
                 self.end("it closed the connection")
                 raise ToolError(f"the MCP server ended while tool {label!a} ran: {self.reason}") from error
             raise ToolError(f"tool {label!a} failed: {error.message[:2000]}") from error

@@ -20,9 +20,9 @@ class Allowance:
         self._left = BURST
         self._at_s = now_s
 
-    def take(self, size: int, now_s: float) -> bool:
-        """Pay for a message of `size` bytes; gives whether there was enough left."""
+    def take(self, size: int, now_s: float, *, messages: int = 1) -> bool:
+        """Pay for messages of `size` bytes together; gives whether there was enough left."""
         self._left = min(BURST, self._left + (now_s - self._at_s) * PER_S)
         self._at_s = now_s
-        self._left -= 1 + size / _BYTES_A_UNIT
+        self._left -= messages + size / _BYTES_A_UNIT
         return self._left >= 0

@@ -67,7 +67,8 @@ class _Bounded(httpx2.AsyncBaseTransport):
         response = await self._inner.handle_async_request(request)
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()  # some bytes that were packed could be any number of bytes
-            raise httpx2.DecodingError("it packed an answer that it was asked not to pack", request=request)
+            self._ended("it packed an answer that it was asked not to pack")
+            raise httpx2.DecodingError("packed", request=request)
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         stream = _BoundedStream(response.stream, self._ended, events=_is_stream(response))
         return httpx2.Response(
@@ -92,7 +93,9 @@ class _BoundedStream(httpx2.AsyncByteStream):
             async for chunk in self._inner:
                 size += len(chunk)
                 if self._events:
-                    if size > MOST_LINE and not allowance.take(len(chunk), time.monotonic()):
+                    # The answer is among them, and may be as large as any: only what follows that is paid by its size.
+                    beyond, events = len(chunk) if size > MOST_LINE else 0, chunk.count(b"data:")
+                    if not allowance.take(beyond, time.monotonic(), messages=events):
                         raise self._refused("it sends without end what nobody asked for")
                 elif size > MOST_LINE:
                     raise self._refused(f"it sent a message of more than {MOST_LINE:,} bytes")
