@@ -44,6 +44,15 @@ def syscalls(json: Json = False, full: Full = False) -> None:
 
 
 @bench.command()
+def access(json: Json = False, full: Full = False) -> None:
+    """What a decision about access costs, by rules and agents, beside Cedar if cedarpy is installed."""
+    from aios_evals import report
+    from aios_evals.access_bench import run
+
+    report.emit("access", run(decisions=200_000 if full else 20_000), json=json)
+
+
+@bench.command()
 def speedup(
     json: Json = False,
     full: Full = False,

@@ -87,6 +87,8 @@ class Guard:
     def decide(self, open_call: OpenCall) -> Question | None:
         """Return if the call may run; a question if a person has to be asked first. Raises AccessDenied."""
         program = open_call.program
+        if isinstance(open_call.call, syscalls.LlmChat):
+            self._read(program, open_call.call)
         self._check_rule(program, open_call.call)
         wanted = self._wanted[type(open_call.call)](program, open_call.call)
         if wanted is None:
@@ -151,6 +153,17 @@ class Guard:
     def answerer(self, program: Program) -> Answerer:
         """A program that looks at what waits, or answers."""
         return Answerer(program.principal, program.id, program.session)
+
+    def _read(self, program: Program, chat: syscalls.LlmChat) -> None:
+        """Results of untrusted tools that stand in a conversation taint too: of other runs, or by HTTP."""
+        if program.taint or not self.access.policy.follows_taint:
+            return
+        called = {call.id: call.name for message in chat.messages for call in message.tool_calls}
+        for message in chat.messages:
+            if message.role == "tool":
+                name = message.name or called.get(message.tool_call_id or "", "")
+                if self._is_untrusted(name):
+                    program.mark([f"tool/{name}"])
 
     def _is_untrusted(self, tool: str) -> bool:
         hosted = self._tools.tool(tool)

@@ -14,6 +14,7 @@ from aios_kernel import syscalls
 from aios_kernel.access import Resource
 from aios_kernel.calls import OpenCall
 from aios_kernel.process import Program
+from aios_kernel.storage.protocol import check_path
 from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Result, Right
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class SpaceService:
 
     def __init__(self, managers: Managers) -> None:
         self._audit = managers.audit
+        self._marks = managers.access.marks
         self._storage = managers.storage
 
     def routes(self) -> dict[type, Handler]:
@@ -47,16 +49,26 @@ class SpaceService:
     # --- storage ----------------------------------------------------------------------------------------------------
 
     async def _put(self, open_call: OpenCall, call: syscalls.StoragePut) -> Result:
-        owner = space_of(open_call.program, call.owner)
-        return await self._storage.put(open_call.program.principal, owner, call.path, call.data)
+        program, owner = open_call.program, space_of(open_call.program, call.owner)
+        if not program.taint:
+            return await self._storage.put(program.principal, owner, call.path, call.data)
+        check_path(call.path)
+        async with self._marks.changing:  # the mark first: a file may be marked and not written, never the other way
+            await self._marks.add(program.principal, owner, call.path, program.taint)
+            return await self._storage.put(program.principal, owner, call.path, call.data)
 
     async def _get_file(self, open_call: OpenCall, call: syscalls.StorageGet) -> Result:
-        owner = space_of(open_call.program, call.owner)
-        return await self._storage.get(open_call.program.principal, owner, call.path, call.version)
+        principal, owner = open_call.program.principal, space_of(open_call.program, call.owner)
+        found = await self._storage.get(principal, owner, call.path, call.version)
+        open_call.program.mark(self._marks.of(principal, owner, [call.path]))
+        return found
 
     async def _list(self, open_call: OpenCall, call: syscalls.StorageList) -> Result:
-        owner = space_of(open_call.program, call.owner)
-        return Files(files=await self._storage.list(open_call.program.principal, owner, call.prefix))
+        principal, owner = open_call.program.principal, space_of(open_call.program, call.owner)
+        files = await self._storage.list(principal, owner, call.prefix)
+        # A path is text that a tainted run wrote, too.
+        open_call.program.mark(self._marks.of(principal, owner, (file.path for file in files)))
+        return Files(files=files)
 
     async def _versions(self, open_call: OpenCall, call: syscalls.StorageVersions) -> Result:
         owner = space_of(open_call.program, call.owner)
@@ -67,8 +79,11 @@ class SpaceService:
         return await self._storage.rollback(open_call.program.principal, owner, call.path, call.version)
 
     async def _delete_file(self, open_call: OpenCall, call: syscalls.StorageDelete) -> Result:
-        owner = space_of(open_call.program, call.owner)
-        return Count(count=await self._storage.delete(open_call.program.principal, owner, call.path))
+        principal, owner = open_call.program.principal, space_of(open_call.program, call.owner)
+        async with self._marks.changing:
+            count = await self._storage.delete(principal, owner, call.path)
+            await self._marks.remove(principal, owner, call.path)
+        return Count(count=count)
 
     # --- the audit log ----------------------------------------------------------------------------------------------
 

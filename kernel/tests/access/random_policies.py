@@ -47,7 +47,7 @@ def _rule(rng: random.Random, roles: dict[str, Any], effect: str) -> dict[str, A
     rule: dict[str, Any] = {"rights": sorted(rights), "resources": [_pattern(rng, kind) for kind in chosen]}
     if roles and rng.random() < 0.5:
         rule["roles"] = rng.sample(sorted(roles), rng.randrange(1, len(roles) + 1))
-    if rng.random() < 0.25:
+    if effect != "allow" and rng.random() < 0.3:
         rule["tainted"] = True
     return rule
 
@@ -92,6 +92,11 @@ def grants(rng: random.Random) -> list[Grant]:
         right = rng.choice(RIGHTS["memory" if kind == "space" else kind])
         made.append((rng.choice(NAMES), right, what, chain(rng)))
     return made
+
+
+def distinct(grants: list[Grant]) -> list[Grant]:
+    """A second grant of one giver to the same agent replaces the first."""
+    return list({(g[0], g[1], g[2], g[3][0][0], g[3][0][2].split("/")[0]): g for g in grants}.values())
 
 
 def request(rng: random.Random) -> Request:

@@ -163,6 +163,34 @@ async def test_a_check_takes_microseconds(access: AccessManager) -> None:
     assert min(once() for _ in range(20)) < 50e-6  # measured 3 us; the slack is for a busy machine
 
 
+VERSION_1 = """
+CREATE TABLE grants (
+    principal TEXT NOT NULL, grantee TEXT NOT NULL, resource TEXT NOT NULL,
+    right TEXT NOT NULL CHECK (right IN ('read', 'write')), granted_by TEXT NOT NULL, created_s REAL NOT NULL,
+    PRIMARY KEY (principal, grantee, resource, right)
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_the_grants_of_version_1_still_hold(tmp_path: Path) -> None:
+    db = apsw.Connection(str(tmp_path / "access.db"))
+    db.execute(VERSION_1)
+    rows = [(HOME, "bob", "agent/alice/notes", "read", "alice"), (HOME, "eve", "group/g/board", "write", "alice")]
+    db.executemany("INSERT INTO grants VALUES (?, ?, ?, ?, ?, 1.0)", rows)
+    db.close()
+    for _ in range(2):
+        access = AccessManager(tmp_path / "access.db")
+        assert allowed(access, "bob", "agent/alice/notes/x", "read", group="h")
+        assert allowed(access, "eve", "group/g/board", "write", group="h")
+        assert not allowed(access, "eve", "group/g", "write", group="h")
+        await access.close()
+    access = AccessManager(tmp_path / "access.db")
+    await access.revoke(HOME, "alice", "bob", "agent/alice", ["read"])
+    assert not allowed(access, "bob", "agent/alice/notes", "read", group="h")
+    await access.close()
+
+
 def test_a_file_that_is_no_database_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "access.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(InternalError, match="no database"):

@@ -46,16 +46,11 @@ class Decider:
         return self.access.decide(subjects(chain), right, resource, tainted=tainted).effect  # type: ignore[arg-type]
 
 
-def distinct(grants: list[oracle.Grant]) -> list[oracle.Grant]:
-    """A second grant of one giver to the same agent replaces the first."""
-    return list({(g[0], g[1], g[2], g[3][0][0], g[3][0][2].split("/")[0]): g for g in grants}.values())
-
-
 def compare_with_the_model(decider: Decider, policies: int, seed: int) -> Counter[str]:
     seen: Counter[str] = Counter()
     for number in range(policies):
         rng = random.Random(f"{seed}/{number}")
-        policy, grants = made.policy(rng), distinct(made.grants(rng))
+        policy, grants = made.policy(rng), made.distinct(made.grants(rng))
         decider.under(policy, grants)
         for _ in range(REQUESTS):
             request = made.request(rng)

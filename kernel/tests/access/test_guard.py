@@ -396,6 +396,52 @@ def test_taint_follows_tools_notes_and_messages(world: World) -> None:
     assert not world.taint(world.spawn("other", "fresh"))  # a new program begins clean
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_what_stands_in_a_conversation_taints_by_the_tools_name(world: World, named: bool) -> None:
+    def chat(tool: str) -> LlmChat:
+        asked = Message(role="assistant", tool_calls=[syscalls.ToolCall(id="1", name=tool, arguments="{}")])
+        said = Message(role="tool", content="x", tool_call_id="1", name=tool if named else None)
+        return LlmChat(messages=[Message(role="user", content="hi"), asked, said])
+
+    worker = world.spawn("worker")
+    world.call(worker, chat("calc"))
+    assert not world.taint(worker)
+    world.call(worker, chat("web"))
+    assert world.taint(worker)
+
+
+def test_files_carry_taint_until_they_are_deleted(tmp_path: Path) -> None:
+    world = World(tmp_path, POLICY)
+    dirty = world.spawn("worker", "dirty")
+    world.call(dirty, StoragePut(path="d/clean", data=b"x"))
+    world.tool(dirty, "web")
+    world.call(dirty, StoragePut(path="d/page", data=b"x"))
+    with pytest.raises(errors.InvalidRequest):
+        world.call(dirty, StoragePut(path="../page", data=b"x"))
+    world.end()
+    world = World(tmp_path, POLICY)  # marks are durable
+    for number, (call, tainted) in enumerate(
+        (
+            (syscalls.StorageGet(path="d/clean"), False),
+            (syscalls.StorageVersions(path="d/page"), False),
+            (syscalls.StorageList(prefix="d/c"), False),
+            (syscalls.StorageList(), True),
+            (syscalls.StorageGet(path="d/page"), True),
+            (syscalls.StorageGet(path="d/page", version=1), True),
+        )
+    ):
+        reader = world.spawn("worker", f"r{number}")
+        world.call(reader, call)
+        assert world.taint(reader) == tainted, call
+    clean = world.spawn("worker", "clean")
+    world.call(clean, StoragePut(path="d/page", data=b"mine"))
+    world.call(clean, syscalls.StorageDelete(path="d"))
+    world.call(clean, StoragePut(path="d/page", data=b"mine"))
+    world.call(clean, syscalls.StorageGet(path="d/page"))
+    assert not world.taint(clean)
+    world.end()
+
+
 def test_the_mark_on_a_note_cannot_be_written_over(world: World) -> None:
     dirty, clean = world.spawn("worker", "dirty"), world.spawn("worker", "clean")
     world.call(dirty, MemoryAdd(text="a", id="n"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aios_kernel.access import AccessManager, Policy, Subject
 from aios_kernel.access.policy_file import PolicyText
@@ -129,6 +132,7 @@ def rule(right: str, resource: str, effect: str = "allow") -> str:
         ("version = 2", r":1: version: "),
         ("\nallowed = []", r":2: allowed: unknown key; there are: version, roles"),
         (rule("call", "tool/x") + "role = ['a']", r":4: allow\[0\].role: .*unknown field"),
+        (rule("call", "tool/x") + "tainted = true", r":4: allow\[0\].tainted: .*unknown field"),
         ("[[allow]]\nrights = ['call']\nresource = ['tool/x']", r"allow\[0\]"),
         (rule("fly", "tool/x"), r":2: allow\[0\].rights: Invalid enum value"),
         (rule("call", "tol/x"), r":3: allow\[0\].resources: \"tol/x\" names no resource"),
@@ -242,3 +246,17 @@ def test_names_within_names() -> None:
     assert covering("tool/a/b") == ["tool/a/b", "tool/a"]
     assert covering("memory/agent/x") == ["memory/agent/x", "memory/agent"]
     assert covering("tool/") == ["tool/"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=200),
+        st.tuples(st.integers(0, len(EXAMPLE)), st.integers(0, 40), st.text(max_size=20)).map(
+            lambda cut: EXAMPLE[: cut[0]] + cut[2] + EXAMPLE[cut[0] + cut[1] :]
+        ),
+    )
+)
+def test_whatever_stands_in_the_file_it_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert isinstance(policy(text).rules(Subject("u", "g", "a"), "call", False), tuple | None)

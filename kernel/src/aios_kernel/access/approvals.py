@@ -23,6 +23,7 @@ from aios_kernel.syscalls import Approval, Right
 MOST_SHOWN = 2000
 _NAME_SHOWN = 200
 _MOST_PENDING = 1000
+"""Of one principal."""
 
 
 class Answer(NamedTuple):
@@ -80,8 +81,9 @@ class Approvals:
 
     async def ask(self, asker: Asker, right: Right, resource: str, arguments: str, question: Question) -> Answer:
         """Wait for an answer. Raises Busy when too many calls wait already."""
-        if len(self._open) >= _MOST_PENDING:
-            raise Busy(f"{len(self._open):,} calls wait for a person already", retry_after_s=10.0, fix="aios approvals")
+        waiting = sum(entry.approval.principal == asker.subject.principal for entry in self._open.values())
+        if waiting >= _MOST_PENDING:
+            raise Busy(f"{waiting:,} calls wait for a person already", retry_after_s=10.0, fix="aios approvals")
         self._numbers += 1
         approval = _approval(asker, right, resource, arguments, question, self._numbers)
         entry = _Open(approval, asker, asyncio.get_running_loop().create_future())

@@ -10,6 +10,7 @@ from typing import cast, final
 
 from aios_kernel._names import shown, split_name
 from aios_kernel.access.grants import Chain, Grant, Grants
+from aios_kernel.access.marks import Marks
 from aios_kernel.access.policy import Policy
 from aios_kernel.access.resource import Resource, covering
 from aios_kernel.access.subject import Decision, Question, Subject
@@ -43,6 +44,7 @@ class AccessManager:
         self._required = required
         self.policy = self._read()
         self.grants = Grants(path)
+        self.marks = Marks(self.grants.db)
 
     def reload(self) -> Policy:
         """Read the policy file again; decisions follow it from now on. Raises ConfigError, and the old one stays."""

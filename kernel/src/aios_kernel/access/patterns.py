@@ -47,10 +47,3 @@ class Patterns(Generic[T]):
 
     def __bool__(self) -> bool:
         return bool(self._names or self._stars)
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether one pattern covers a name."""
-    if pattern.endswith("*"):
-        return name.startswith(pattern[:-1])
-    return name == pattern or name.startswith(f"{pattern}/")

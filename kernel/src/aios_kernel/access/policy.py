@@ -7,12 +7,13 @@ the order of rules and of roles means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
-from aios_kernel.access.patterns import Patterns, matches
-from aios_kernel.access.policy_file import AskRule, PolicyText, Role, Rule
+from aios_kernel.access.patterns import Patterns
+from aios_kernel.access.policy_file import AskRule, DenyRule, PolicyText, Role, Rule
 from aios_kernel.access.resource import RIGHTS, SPACES, STORES, covering
 from aios_kernel.access.subject import Question, Subject
 from aios_kernel.syscalls import Right
@@ -25,6 +26,8 @@ rights = ["call", "use", "send", "spawn"]
 resources = ["tool/*", "model/*", "message/*", "spawn/*"]
 """
 _KEPT = 100_000
+_LISTS = ("principals", "groups", "agents", "frameworks")
+"""Of a role, in the order of a subject's fields."""
 
 
 class Rules(NamedTuple):
@@ -52,6 +55,10 @@ class Policy:
             for effect, rules in (("deny", text.deny), ("ask", text.ask), ("allow", text.allow))
             for number, rule in enumerate(rules)
         ]
+        self._members = [_members(text.roles, lists) for lists in _LISTS]
+        self._lists = {
+            name: sum(getattr(role, lists) is not None for lists in _LISTS) for name, role in text.roles.items()
+        }
         self._compiled: dict[tuple[frozenset[str], bool], _Compiled] = {}
         self._of_subject: dict[tuple[Subject, bool], _Compiled] = {}
 
@@ -76,8 +83,12 @@ class Policy:
         return compiled.get(right)
 
     def roles(self, subject: Subject) -> frozenset[str]:
-        """The roles that a subject has."""
-        return frozenset(name for name, role in self.text.roles.items() if _has(role, subject))
+        """The roles that a subject has: all lists of theirs have an entry that fits."""
+        fitting: Counter[str] = Counter()
+        for table, name in zip(self._members, subject, strict=True):
+            if table is not None:
+                fitting.update({role for roles in table.all(covering(f"/{name}")) for role in roles})
+        return frozenset(role for role, lists in fitting.items() if lists == self._lists[role])
 
     def budget(self, subject: Subject) -> int | None:
         """Tokens of one run: the largest of its roles' budgets; None: no role of it names one."""
@@ -87,7 +98,7 @@ class Policy:
     @property
     def follows_taint(self) -> bool:
         """Whether taint means anything here."""
-        return bool(self._sources) or any(rule.tainted for _, rule, _ in self._rules)
+        return bool(self._sources) or any(_for_tainted(rule) for _, rule, _ in self._rules)
 
     def taints(self, tool: str) -> bool:
         """Whether a tool's results are untrusted by this policy."""
@@ -108,18 +119,21 @@ class Policy:
         return self._compiled[key]
 
 
-def _has(role: Role, subject: Subject) -> bool:
-    asked = (
-        (role.principals, subject.principal),
-        (role.groups, subject.group),
-        (role.agents, subject.agent),
-        (role.frameworks, subject.framework),
-    )
-    return all(known is None or any(matches(pattern, name) for pattern in known) for known, name in asked)
+def _members(roles: Mapping[str, Role], lists: str) -> Patterns[list[str]] | None:
+    """The roles by the entries of one of their lists; a slash before each, so that whole first parts are names too."""
+    found: dict[str, list[str]] = {}
+    for name, role in roles.items():
+        for entry in getattr(role, lists) or ():
+            found.setdefault(f"/{entry}", []).append(name)
+    return Patterns(found.items()) or None
 
 
 def _concerns(rule: Rule, roles: frozenset[str], tainted: bool) -> bool:
-    return (rule.roles is None or not roles.isdisjoint(rule.roles)) and (tainted or not rule.tainted)
+    return (rule.roles is None or not roles.isdisjoint(rule.roles)) and (tainted or not _for_tainted(rule))
+
+
+def _for_tainted(rule: Rule) -> bool:
+    return isinstance(rule, DenyRule) and rule.tainted
 
 
 def _gathered(rules: Sequence[tuple[str, Rule, str]], right: Right) -> Rules:

@@ -38,16 +38,21 @@ class Role(_Part, frozen=True, kw_only=True):
 
 
 class Rule(_Part, frozen=True, kw_only=True):
-    """One rule. `roles` None: everybody; `tainted`: only for runs that untrusted content has reached."""
+    """One rule, as `allow` has them. `roles` None: everybody."""
 
     name: str = ""
     roles: list[str] | None = None
     rights: Annotated[list[Right], msgspec.Meta(min_length=1)]
     resources: Annotated[list[_Pattern], msgspec.Meta(min_length=1)]
+
+
+class DenyRule(Rule, frozen=True, kw_only=True):
+    """A rule that takes away. `tainted`: only from runs that untrusted content has reached; taint can give nothing."""
+
     tainted: bool = False
 
 
-class AskRule(Rule, frozen=True, kw_only=True):
+class AskRule(DenyRule, frozen=True, kw_only=True):
     """A rule that has a person decide. `default` is what counts when nobody answers in time."""
 
     timeout_s: _Seconds = 300.0
@@ -95,7 +100,7 @@ class PolicyText:
             for name, value in self._read(raw.get("roles", {}), dict[str, Any], "roles").items()
         }
         self.allow = self._rules(raw, "allow", Rule)
-        self.deny = self._rules(raw, "deny", Rule)
+        self.deny = self._rules(raw, "deny", DenyRule)
         self.ask = self._rules(raw, "ask", AskRule)
         self.taint = self._read(raw.get("taint", {}), Taint, "taint")
         self.approvals = self._read(raw.get("approvals", {}), Approving, "approvals")
