@@ -27,6 +27,7 @@ check: setup ## Linters, types, import directions, code blocks of the documents.
 	$(BIN)/pyright
 	$(BIN)/python scripts/check_imports.py
 	$(BIN)/python scripts/render_figures.py --check
+	$(BIN)/python scripts/check_named_tests.py
 	$(BIN)/python scripts/check_docs.py
 
 nightly: setup ## The adapters' tests against the newest releases of their frameworks; runs/nightly.json.

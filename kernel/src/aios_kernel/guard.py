@@ -88,9 +88,9 @@ class Guard:
     def decide(self, open_call: OpenCall) -> Question | None:
         """Return if the call may run; a question if a person has to be asked first. Raises AccessDenied."""
         program = open_call.program
-        self._check_rule(program, open_call.call)
         if isinstance(open_call.call, syscalls.LlmChat):
             self._read(program, open_call.call)
+        self._check_rule(program, open_call.call)
         wanted = self._wanted[type(open_call.call)](program, open_call.call)
         if wanted is None:
             return None

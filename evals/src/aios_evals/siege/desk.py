@@ -166,12 +166,6 @@ roles = ["clerk"]
 rights = ["write", "send"]
 resources = ["group/*", "message/*"]
 
-[[deny]]
-name = "files do not tell where their words come from"
-tainted = true
-rights = ["write"]
-resources = ["storage/agent/*", "storage/group/*"]
-
 [[ask]]
 name = "a person looks at changes after strangers spoke"
 tainted = true

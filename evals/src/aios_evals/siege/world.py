@@ -50,16 +50,20 @@ class Agent:
         assert isinstance(answer, Done), answer
 
     async def ask(self, call: Syscall, program: str | None = None) -> Answer:
-        """The frame that ends a syscall, made as this agent's program, or as one that is named."""
+        """The frame that ends a syscall, made as this program or one that is named; cancelled with its task."""
         ended: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def reply(frame: Delta | Answer) -> None:
-            if not isinstance(frame, Delta):
+            if not isinstance(frame, Delta) and not ended.done():
                 ended.set_result(frame)
 
         named = None if isinstance(call, AgentSpawn) else program or self.program
-        self.session.request(Request(id=next(self._numbers), call=call, program=named), reply)
-        return await ended
+        number = next(self._numbers)
+        self.session.request(Request(id=number, call=call, program=named), reply)
+        try:
+            return await ended
+        finally:
+            self.session.cancel(number)  # of no consequence for one that has ended
 
     async def do(self, call: Syscall) -> Done:
         """As `ask`, for what must succeed."""
