@@ -61,20 +61,38 @@ class GroupWriter:
         self._name = name
         self._thread: BatchThread[_Write[Any]] = BatchThread(self._commit, name=f"aios-{name}-writer")
 
-    async def run(self, job: Job[T], *, committed: Callable[[T], None] | None = None) -> T:
+    async def run(
+        self, job: Job[T], *, committed: Callable[[T], None] | None = None, after: Future[Any] | None = None
+    ) -> T:
         """Run `job` in a transaction; returns its result once that is durable.
 
         Args:
             job: called on the writer thread with the connection; may raise an `AiosError`, which undoes it.
             committed: called on the writer thread between the commit and the answer, even if the caller has gone.
+            after: what the job needs; it is queued when that is done, by whoever has done it, and fails as that does.
         """
-        return await asyncio.wrap_future(self.submit(job, committed=committed))
+        return await asyncio.wrap_future(self.submit(job, committed=committed, after=after))
 
-    def submit(self, job: Job[T], *, committed: Callable[[T], None] | None = None) -> Future[T]:
+    def submit(
+        self, job: Job[T], *, committed: Callable[[T], None] | None = None, after: Future[Any] | None = None
+    ) -> Future[T]:
         """`run` for callers without an event loop."""
         write = _Write(job, committed)
-        self._thread.put(write)
+        if after is None:
+            self._thread.put(write)
+        else:
+            after.add_done_callback(lambda done: self._follow(write, done))
         return write.future
+
+    def _follow(self, write: _Write[Any], done: Future[Any]) -> None:
+        error = Cancelled("what the write waits for was cancelled") if done.cancelled() else done.exception()
+        try:
+            if error is None:
+                self._thread.put(write)
+        except AiosError as closed:
+            error = closed
+        if error is not None and write.future.set_running_or_notify_cancel():
+            write.future.set_exception(error)
 
     def close(self) -> None:
         """Commit what is queued and close the connection; blocks."""

@@ -64,15 +64,17 @@ class Watch:
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
     ended_s: array[float] = field(default_factory=lambda: array("d"))
     errors: list[str] = field(default_factory=list[str])
-    samples: list[tuple[int, int, int, int]] = field(default_factory=list[tuple[int, int, int, int]])
-    """Syscalls ended, bytes of memory, descriptors, threads."""
+    samples: list[tuple[float, ...]] = field(default_factory=list[tuple[float, ...]])
+    """Syscalls ended, bytes of memory, descriptors, threads, seconds of CPU."""
 
     def sample(self) -> None:
         """Look at the process."""
         process = Path(f"/proc/{self.pid}")
         resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         descriptors, threads = (len(os.listdir(process / kind)) for kind in ("fd", "task"))
-        self.samples.append((len(self.latencies_s), resident, descriptors, threads))
+        fields = (process / "stat").read_text().rpartition(")")[2].split()  # proc(5)
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        self.samples.append((len(self.latencies_s), resident, descriptors, threads, cpu_s))
 
 
 def run(syscalls: int, seconds: float | None = None) -> list[dict[str, Any]]:
@@ -213,11 +215,18 @@ def _rows(watch: Watch) -> list[dict[str, Any]]:
             **whole,
             "errors": len(watch.errors),
             "rss_slope_mib_per_100k": float(slope),
-            "descriptors_grew": int(late[:, 2].max() - late[: len(late) // 3 + 1, 2].max()),
-            "threads_grew": int(late[:, 3].max() - late[: len(late) // 3 + 1, 3].max()),
+            "descriptors_grew": _growth(late[:, 2]),
+            "threads_grew": _growth(late[:, 3]),
             "p99_last_over_first": rows[-1]["p99_ms"] / rows[0]["p99_ms"],
+            "cpu_last_over_first": rows[-1]["cpu_us_per_call"] / rows[0]["cpu_us_per_call"],
         },
     ]
+
+
+def _growth(seen: Any) -> int:
+    """By how much the last third is above the first, as a rule: a file that is open for a moment is no growth."""
+    third = len(seen) // 3 + 1
+    return int(np.median(seen[-third:]) - np.median(seen[:third]))
 
 
 def _row(part: str, latencies: Any, ended: Any, seen: Any, first: int, last: int) -> dict[str, Any]:
@@ -231,6 +240,7 @@ def _row(part: str, latencies: Any, ended: Any, seen: Any, first: int, last: int
         "per_s": float((last - first) / max(ended[last - 1] - ended[first], 1e-9)),
         "p50_ms": float(p50) * 1e3,
         "p99_ms": float(p99) * 1e3,
+        "cpu_us_per_call": float(np.diff(np.interp([first, last], seen[:, 0], seen[:, 4]))[0] / (last - first) * 1e6),
         "rss_mib": float(there[-1, 1]) / 2**20,
         "descriptors": int(there[:, 2].max()),
         "threads": int(there[:, 3].max()),

@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class EmbeddingThread:
 
     def _made(self, texts: list[str]) -> Vectors:
         vectors = np.asarray(self._embedder.embed(texts), np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        squares: Any = np.einsum("ij,ij->i", vectors, vectors) if vectors.ndim == 2 else np.empty(0)
+        if len(squares) != len(texts) or not np.isfinite(squares).all():
             raise InternalError(f"the embedder {self._embedder.name} gave bad vectors, shape {vectors.shape}")
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norms, 1e-12)
+        return vectors / np.maximum(np.sqrt(squares), 1e-12)[:, None]

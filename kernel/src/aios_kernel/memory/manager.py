@@ -111,15 +111,17 @@ class MemoryManager:
         space = check_space(principal, namespace)
         id = uuid.uuid4().hex if call.id is None else check_id(call.id)
         check_add(call)
-        vector = (await self._embedding.embed([call.text]))[0] if call.embed else None
+        embedding = self._embedding.submit([call.text]) if call.embed else None
         now = time.time()
 
         def write(db: apsw.Connection) -> tuple[Change, int | None]:
-            embedded = None if vector is None else Embedded(self._model, vector, self._read(call.text, call.metadata))
+            embedded = None
+            if embedding is not None:
+                embedded = Embedded(self._model, embedding.result()[0], self._read(call.text, call.metadata))
             expires_s = None if call.ttl_s is None else now + call.ttl_s
             draft = Draft(
                 id, Origin(author, framework, program), call.text, call.metadata, now, embedded, call.source,
-                call.time_s, expires_s,
+                call.time_s, expires_s, fresh=call.id is None,
             )  # fmt: skip
             old = None
             if call.supersedes is not None:
@@ -131,7 +133,8 @@ class MemoryManager:
                 self._gone(space, call.supersedes, written[1])
             self._changed(space, written[0])
 
-        change, _ = await self._db.write(write, committed=committed)
+        # From thread to thread: by way of the event loop it would take twice as long to get there.
+        change, _ = await self._db.write(write, committed=committed, after=embedding)
         self._sweep_sometimes(now)
         return change.note
 

@@ -47,7 +47,10 @@ class Origin(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A note to be written; without `embedded` it is found by id, age and metadata only. Times as in `Note`."""
+    """A note to be written; without `embedded` it is found by id, age and metadata only. Times as in `Note`.
+
+    `fresh`: its id was made just now, so that no note has it or had it.
+    """
 
     id: str
     origin: Origin
@@ -58,6 +61,7 @@ class Draft(NamedTuple):
     source: str | None = None
     time_s: float | None = None
     expires_s: float | None = None
+    fresh: bool = False
 
 
 class Change(NamedTuple):
@@ -74,15 +78,14 @@ class Change(NamedTuple):
 
 def put(db: apsw.Connection, space: Space, draft: Draft) -> Change:
     """Insert a note or replace the one of the same id, which keeps its age."""
-    db.execute("INSERT OR IGNORE INTO spaces (principal, namespace) VALUES (?, ?)", space)
-    first = db.changes() > 0
     number = number_of(db, space)
-    had = db.execute("SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ?", (number, draft.id)).fetchone()
-    if had is not None:
-        keep(db, number, draft.id, draft.origin.author, draft.now)
-    else:
-        keep_creation(db, number, draft.id, draft.origin.author, draft.now)
+    first = number < 0
+    if first:
+        db.execute("INSERT INTO spaces (principal, namespace) VALUES (?, ?)", space)
+        number = db.last_insert_rowid()
+    had = None if draft.fresh else _replaced(db, number, draft)
     made = draft.embedded
+    metadata = to_json(draft.metadata)
     (seq,) = db.execute(
         "INSERT INTO notes (space, id, author, framework, program, source, text, metadata, created_s, updated_s,"
         " time_s, expires_s, model, vector, terms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?9, ?9, ?, ?, ?, ?, ?)"
@@ -97,7 +100,7 @@ def put(db: apsw.Connection, space: Space, draft: Draft) -> Change:
             *draft.origin,
             draft.source or source_of(draft.metadata),
             draft.text,
-            to_json(draft.metadata),
+            metadata,
             draft.now,
             draft.time_s,
             draft.expires_s,
@@ -105,9 +108,10 @@ def put(db: apsw.Connection, space: Space, draft: Draft) -> Change:
         ),
     )
     failpoint("memory.inserted")
-    write_labels(db, number, seq[0], draft.metadata)
-    ticket = remember(db, number, draft.id) if made is not None or (had is not None and had[0]) else None
-    note = listed(db, space, number, draft.id)
+    if draft.metadata or not draft.fresh:
+        write_labels(db, number, seq[0], draft.metadata)
+    ticket = remember(db, number, draft.id) if made is not None or had else None
+    note = _written(space, draft, metadata) if draft.fresh else listed(db, space, number, draft.id)
     return Change(note, ticket, _entry(seq[0], note, made.vector, made.terms) if made else None, first)
 
 
@@ -228,6 +232,35 @@ def to_json(metadata: dict[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the metadata is no JSON object: {error}", fix="use JSON values only") from error
     return text
+
+
+def _replaced(db: apsw.Connection, number: int, draft: Draft) -> bool | None:
+    """Keep what a note of the draft's id was before it; gives whether that had a vector, None if there was none."""
+    had = db.execute("SELECT model IS NOT NULL FROM notes WHERE space = ? AND id = ?", (number, draft.id)).fetchone()
+    if had is None:
+        keep_creation(db, number, draft.id, draft.origin.author, draft.now)
+        return None
+    keep(db, number, draft.id, draft.origin.author, draft.now)
+    return bool(had[0])
+
+
+def _written(space: Space, draft: Draft, metadata: str) -> Note:
+    """A fresh note as it reads from its row."""
+    return Note(
+        id=draft.id,
+        namespace=space.namespace,
+        author=draft.origin.author,
+        text=draft.text,
+        metadata=json.loads(metadata),
+        created_s=draft.now,
+        updated_s=draft.now,
+        framework=draft.origin.framework,
+        program=draft.origin.program,
+        source=draft.source or source_of(draft.metadata),
+        time_s=None if draft.time_s is None else float(draft.time_s),
+        expires_s=draft.expires_s,
+        searchable=draft.embedded is not None,
+    )
 
 
 def _entry(seq: int, note: Note, vector: Vector, terms: Terms) -> Entry:
