@@ -24,6 +24,7 @@ from aios_kernel.syscalls import Failed
 _POLL_S = 0.05
 _UP_S = 30.0
 """A kernel process that has not even taken its lock after so long never will: it is ended and started anew."""
+_REPORT_BYTES = 1 << 16
 
 
 def connect(config: Config | None = None, *, client: str = "", start: bool | None = None) -> Connection:
@@ -191,7 +192,8 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
         up = reported or _locked(config)
         if up and not reported:
             reported = _readable(reports, ends_at)
-        report = reports.read() if reported else b""
+        # As it comes, not up to the end: whatever else was started at that moment may hold the pipe for long.
+        report = os.read(reports.fileno(), _REPORT_BYTES) if reported else b""
     if not up:
         process.kill()
     threading.Thread(target=process.wait, name="aios-reaper", daemon=True).start()  # it may outlive us, or not
