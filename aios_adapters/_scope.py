@@ -129,6 +129,11 @@ class Scope:
         return self._link.config.kernel == "passthrough"
 
     @property
+    def begun(self) -> bool:
+        """Whether a kernel has heard of the run."""
+        return self._spawned_on is not None
+
+    @property
     def closed(self) -> bool:
         """Whether the run has ended."""
         return self._closed

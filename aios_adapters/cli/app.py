@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aios_adapters.cli import audit, backups, looking, notes, running, settings
+from aios_adapters.cli import audit, backups, hosted, looking, notes, running, settings, tools
 from aios_adapters.plugins import host
 
 app = typer.Typer(
@@ -26,5 +26,7 @@ app.command()(settings.doctor)
 app.add_typer(settings.config_app, name="config")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(notes.memory_app, name="memory")
+app.add_typer(tools.tools_app, name="tools")
+hosted.add_to(tools.tools_app)
 host().activate()
 host().hook.aios_commands(app=app)

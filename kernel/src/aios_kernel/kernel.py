@@ -32,6 +32,7 @@ from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
+from aios_kernel.job_calls import JobService
 from aios_kernel.managers import Managers
 from aios_kernel.notes import NoteService
 from aios_kernel.overload import Gate
@@ -428,6 +429,7 @@ class Kernel:
             syscalls.KernelPolicy: self._do_policy,
             syscalls.KernelShutdown: self._do_shutdown,
             **tools.routes(),
+            **JobService(self.managers, self.dispatcher.observe).routes(),
             **spaces.routes(),
             **NoteService(self.managers).routes(),
         }

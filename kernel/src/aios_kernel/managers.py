@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aios_kernel.memory import MemoryManager
     from aios_kernel.plugins import Plugins
     from aios_kernel.storage import Storage
-    from aios_kernel.tools import Confine, ToolGrants, ToolRegistry, ToolSource
+    from aios_kernel.tools import Confine, JobManager, ToolGrants, ToolRegistry, ToolSource
     from aios_kernel.tools.file import ToolsFile
 
 
@@ -32,6 +32,12 @@ class Managers:
     storage: Storage
     tools: ToolRegistry
     grants: ToolGrants
+    jobs: JobManager
+
+    async def start(self) -> None:
+        """Begin what goes on in the background, on the kernel's loop."""
+        await self.tools.start()
+        self.jobs.start()
 
     def drop(self, program: Program) -> None:
         """Free what a program that has ended still holds."""
@@ -41,20 +47,28 @@ class Managers:
     async def close(self) -> None:
         """Write everything down and close; the audit log last, since closing others is audited too."""
         async with contextlib.AsyncExitStack() as closing:  # one that fails to close must not keep the others open
-            for close in (self.audit.close, self.access.close, self.storage.close, self.memory.close, self.tools.close):
+            for close in (
+                self.audit.close,
+                self.access.close,
+                self.storage.close,
+                self.memory.close,
+                self.tools.close,
+                self.jobs.close,
+            ):
                 closing.push_async_callback(close)
 
 
 def build_managers(config: Config, plugins: Plugins) -> Managers:
     """Open everything below the data directory. Blocks for as long as the databases take."""
     from aios_kernel.memory import MemoryManager
-    from aios_kernel.tools import Slots, ToolGrants, ToolRegistry, ToolStore
+    from aios_kernel.tools import JobManager, Slots, ToolGrants, ToolRegistry, ToolStore
     from aios_kernel.tools.file import read_tools
 
     home, slots, file = home_of(config), Slots(), read_tools(config)
+    store = ToolStore(home / "tools.db")
     tools = ToolRegistry(
         plugins.tools(),
-        store=ToolStore(home / "tools.db"),
+        store=store,
         slots=slots,
         default_timeout_s=config.tool_timeout_s,
         sources=_tool_sources(config, plugins, file),
@@ -75,6 +89,7 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
         storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
         tools=tools,
         grants=grants,
+        jobs=JobManager(tools, store, slots, home / "jobs"),
     )
 
 

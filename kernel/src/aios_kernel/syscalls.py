@@ -19,6 +19,7 @@ Right: TypeAlias = Literal["read", "write"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 WindowStrategy: TypeAlias = Literal["refuse", "drop_oldest_turns", "summarise"]
 """What becomes of a conversation that outgrows the model's window."""
+JobState: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled"]
 ProgramState: TypeAlias = Literal["idle", "ready", "running", "tool", "message", "finished"]
 
 
@@ -226,6 +227,72 @@ class ToolInvoke(_Message, frozen=True, tag="tool.call"):
 
 class ToolList(_Message, frozen=True, tag="tool.list"):
     """List the kernel's tools; gives `Tools`."""
+
+
+class ToolSubmit(_Message, frozen=True, tag="tool.submit"):
+    """Begin a hosted tool as a long job, a process of its own that outlives the kernel; gives its `ToolJob`.
+
+    `key` makes two requests one job, as in `ToolInvoke`; `timeout_s` is from its start on, None: what the tool says, or
+    a day.
+    """
+
+    name: str
+    arguments: str = "{}"
+    timeout_s: float | None = None
+    key: str = ""
+
+
+class ToolWait(_Message, frozen=True, tag="tool.wait"):
+    """Wait for a job, the program being paused on its tool meanwhile; gives its `ToolJob`, with the result at its end.
+
+    With `position` the answer comes as soon as there are lines that the job printed from there on, or it has ended.
+    After `timeout_s` the answer tells how far it is.
+    """
+
+    job: str
+    timeout_s: float | None = None
+    position: int | None = None
+
+
+class ToolCancel(_Message, frozen=True, tag="tool.cancel"):
+    """End a job; gives its `ToolJob` when it has ended."""
+
+    job: str
+
+
+class ToolJobs(_Message, frozen=True, tag="tool.jobs"):
+    """List the jobs of the principal, oldest first; gives `JobList`. With `ended` those of the last week, too."""
+
+    ended: bool = False
+
+
+class ToolJob(_Message, frozen=True, tag="tool.job"):
+    """A long job. Times are seconds since 1970.
+
+    `content` is what it printed, once it is done, and `code` and `error` say why it is not; `lines` were asked for by
+    `ToolWait.position`, and `position` is where the next begin.
+    """
+
+    job: str
+    tool: str
+    state: JobState
+    agent: str
+    program: str
+    submitted_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    content: str = ""
+    code: str = ""
+    error: str = ""
+    lines: list[str] = []
+    position: int = 0
+    untrusted: bool = False
+
+
+class JobList(_Message, frozen=True, tag="tool.job_list"):
+    """Long jobs."""
+
+    jobs: list[ToolJob]
 
 
 class ToolGrant(_Message, frozen=True, tag="tool.grant"):
@@ -855,7 +922,7 @@ class Count(_Message, frozen=True, tag="count"):
 
 Syscall: TypeAlias = Union[
     LlmChat, LlmEmbed,
-    ToolBegin, ToolEnd, ToolInvoke, ToolList,
+    ToolBegin, ToolEnd, ToolInvoke, ToolList, ToolSubmit, ToolWait, ToolCancel, ToolJobs,
     MemoryAdd, MemorySearch, MemoryGet, MemoryUpdate, MemoryDelete, MemorySpaces, MemoryRollback, MemoryReindex,
     MemoryRecord, MemoryRecall, MemoryKeep,
     StoragePut, StorageGet, StorageList, StorageVersions, StorageRollback, StorageDelete,
@@ -866,8 +933,9 @@ Syscall: TypeAlias = Union[
 """Everything that can be asked."""
 
 Result: TypeAlias = Union[
-    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, Note, Notes, Spaces, MemoryProgress,
-    Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo, AuditRecords, AuditVerdict,
+    Ok, Count, LlmResult, Embeddings, ToolGrant, ToolOutput, Tools, ToolJob, JobList,
+    Note, Notes, Spaces, MemoryProgress, Interaction, Interactions, FileInfo, FileData, Files, Mail, ProgramInfo,
+    AuditRecords, AuditVerdict,
     KernelStatus, Programs, Trace,
 ]  # fmt: skip
 """Everything that can be answered."""

@@ -60,10 +60,10 @@ async def test_a_waiter_that_gives_up_holds_nothing() -> None:
 
 async def test_who_needs_other_places_does_not_wait() -> None:
     slots = Slots(threads=2)
-    assert slots.take_now(Demand("a", exclusive="machine", thread=True))
-    assert not slots.take_now(Demand("b", exclusive="machine", thread=True))
-    assert slots.take_now(Demand("c", thread=True))
-    assert not slots.take_now(Demand("d", thread=True))
+    assert slots.take_now(Demand("a", exclusive="machine", pool="thread"))
+    assert not slots.take_now(Demand("b", exclusive="machine", pool="thread"))
+    assert slots.take_now(Demand("c", pool="thread"))
+    assert not slots.take_now(Demand("d", pool="thread"))
     assert slots.take_now(Demand("d"))
 
 
@@ -72,8 +72,8 @@ async def test_limits_hold_and_everybody_comes_to_run(seed: int) -> None:
     draw = random.Random(seed)
     slots, running = Slots(threads=5), list[Demand]()
     kinds = [
-        Demand("a", 2, None, True), Demand("b", 1, "x", True), Demand("c", 3, "x", True),
-        Demand("d", None, "y"), Demand("e", None, "y", True), Demand("f", 1),
+        Demand("a", 2, None, "thread"), Demand("b", 1, "x", "thread"), Demand("c", 3, "x", "thread"),
+        Demand("d", None, "y"), Demand("e", None, "y", "thread"), Demand("f", 1),
     ]  # fmt: skip
     done = 0
 
@@ -85,7 +85,7 @@ async def test_limits_hold_and_everybody_comes_to_run(seed: int) -> None:
         assert all(one.max_running is None or names[one.name] <= one.max_running for one in running)
         groups = Counter(one.exclusive for one in running if one.exclusive)
         assert all(count == 1 for count in groups.values())
-        assert sum(one.thread for one in running) <= 5
+        assert sum(one.pool is not None for one in running) <= 5
         try:
             await asyncio.sleep(draw.choice([0, 0, 0.001]))
         finally:
@@ -105,6 +105,6 @@ async def test_limits_hold_and_everybody_comes_to_run(seed: int) -> None:
     assert all(result is None or isinstance(result, asyncio.CancelledError) for result in ended), ended
     assert slots.waiting == 0
     assert done >= 150
-    assert slots._threads == 5
+    assert slots._free["thread"] == 5
     assert not slots._exclusive
     assert not slots._running

@@ -100,7 +100,7 @@ async def running_kernel(config: Config, doors: Doors | None = None) -> AsyncGen
                 listening(kernel, doorman, doors, socket_of(config)),
                 _http(kernel, token),
             ):
-                await managers.tools.start()
+                await managers.start()
                 yield kernel
         finally:
             await kernel.close()

@@ -3,6 +3,7 @@
 from aios_kernel.tools.grants import Expired, ToolGrants, ToolRequest, check_allowed
 from aios_kernel.tools.history import Latency
 from aios_kernel.tools.hosted import Confine, Effects, EffectStatus, HostedTool, Isolation, Launch, Retry
+from aios_kernel.tools.jobs import JobManager
 from aios_kernel.tools.registry import Caller, ToolRegistry
 from aios_kernel.tools.runner import TimeLimit, no_place
 from aios_kernel.tools.slots import Demand, Slots
@@ -19,6 +20,7 @@ __all__ = [
     "FixedTools",
     "HostedTool",
     "Isolation",
+    "JobManager",
     "Latency",
     "Launch",
     "Offer",

@@ -38,8 +38,8 @@ class Work(NamedTuple):
 
     @property
     def outside_key(self) -> str:
-        """The key as the tool gets it: another one for each owner, and nothing that an agent has made up."""
-        return hashlib.sha256("\0".join(self.intent.id).encode()).hexdigest()[:32]
+        """The key as the tool gets it."""
+        return outside_key(self.intent.id)
 
 
 @final
@@ -232,6 +232,11 @@ class _Execution:
             self.task.cancel()
         else:
             self.thread.abandon()
+
+
+def outside_key(id: EffectId) -> str:
+    """The key of a call as tools get it: another one for each owner, and nothing that an agent has made up."""
+    return hashlib.sha256("\0".join(id).encode()).hexdigest()[:32]
 
 
 def digest_of(tool: str, arguments: str) -> bytes:

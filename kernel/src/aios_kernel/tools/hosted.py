@@ -104,4 +104,5 @@ class HostedTool:
 
 
 Confine: TypeAlias = Callable[[HostedTool], HostedTool]
-"""Gives a tool whose `run` keeps an isolation level (and says so: `confined`). Raises Unsupported if it cannot."""
+"""Gives a tool whose `run` keeps an isolation level (and says so: `confined`), and whose `launch` does, too; one that
+is left as it was is dropped. Raises Unsupported if it cannot."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +16,7 @@ from aios_kernel.config import Config
 from aios_kernel.errors import ConfigError
 from aios_kernel.syscalls import ToolSpec
 from aios_kernel.tools.file import PythonEntry, ToolsFile
-from aios_kernel.tools.hosted import HostedTool
+from aios_kernel.tools.hosted import HostedTool, Launch
 from aios_kernel.tools.isolation.reference import Reference
 from aios_kernel.tools.source import FixedTools
 
@@ -40,6 +43,7 @@ def _hosted(name: str, entry: PythonEntry) -> HostedTool:
             parameters=entry.parameters or _schema(name, run),
         ),
         run=run,
+        launch=functools.partial(_launch, entry.function) if entry.isolation == "trusted" else None,
         isolation=entry.isolation,
         timeout_s=entry.timeout_s,
         expected_s=entry.expected_s,
@@ -113,3 +117,11 @@ def _type_schema(annotation: Any) -> dict[str, Any]:
     if "$defs" in schema:
         raise TypeError(f"{annotation} is no plain type")
     return schema
+
+
+def _launch(function: str, arguments: Mapping[str, Any]) -> Launch:
+    """A process of the kernel's interpreter that runs one call."""
+    call = msgspec.json.encode({"function": function, "arguments": arguments}).decode()
+    path = os.pathsep.join(part for part in sys.path if part)
+    argv = [sys.executable, "-m", "aios_kernel.tools.python_call"]
+    return Launch(argv=argv, env=os.environ | {"PYTHONPATH": path}, stdin=call)

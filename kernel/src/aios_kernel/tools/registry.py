@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -227,7 +228,9 @@ class ToolRegistry:
                     fix='declare isolation="trusted" if the tool may run inside the kernel, or remove it',
                 )
             self._confines[level] = self._levels[level]()
-        return self._confines[level](tool)
+        confined = self._confines[level](tool)
+        # A process that the level does not know of would run outside of it.
+        return dataclasses.replace(confined, launch=None) if confined.launch is tool.launch else confined
 
 
 def _work(tool: HostedTool, arguments: dict[str, Any], call: ToolInvoke, caller: Caller, span: TimeLimit) -> Work:

@@ -50,7 +50,7 @@ class ToolRunner:
         Raises:
             ToolNotStarted: the call's time was over before there was one.
         """
-        demand = Demand(f"hosted {tool.spec.name}", tool.max_running, tool.exclusive, thread=True)
+        demand = Demand(f"hosted {tool.spec.name}", tool.max_running, tool.exclusive, pool="thread")
         if not self._slots.take_now(demand):
             try:
                 async with asyncio.timeout(span.left_s):  # wait_for would lose the place of a call that is cancelled

@@ -6,7 +6,9 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, TypeAlias, final
+
+Pool: TypeAlias = Literal["thread", "job"]
 
 
 class Demand(NamedTuple):
@@ -16,13 +18,13 @@ class Demand(NamedTuple):
         name: what is counted against `max_running`; calls of one name share that limit.
         max_running: calls of that name at a time; None: any number.
         exclusive: a group of which one call runs at a time; None: none.
-        thread: whether it takes one of the kernel's threads.
+        pool: what else it takes one of: the kernel's `thread`s, the processes of `job`s, or nothing.
     """
 
     name: str
     max_running: int | None = None
     exclusive: str | None = None
-    thread: bool = False
+    pool: Pool | None = None
 
 
 class _Waiter(NamedTuple):
@@ -43,10 +45,11 @@ class Slots:
 
     Args:
         threads: calls at a time that take a thread of the kernel.
+        jobs: long jobs at a time.
     """
 
-    def __init__(self, threads: int = 64) -> None:
-        self._threads = threads
+    def __init__(self, threads: int = 64, jobs: int = 16) -> None:
+        self._free: dict[Pool, int] = {"thread": threads, "job": jobs}
         self._running: Counter[str] = Counter()
         self._exclusive: set[str] = set()
         self._queues: dict[Demand, list[_Waiter]] = {}
@@ -85,9 +88,14 @@ class Slots:
                 self._leave(demand, waiter)
             raise
 
+    def hold(self, demand: Demand) -> None:
+        """Take a place that somebody has already, though there may be none: a job that outlived its kernel."""
+        self._enter(demand)
+
     def give(self, demand: Demand) -> None:
         """Free a place, and let those in who fit now."""
-        self._threads += demand.thread
+        if demand.pool is not None:
+            self._free[demand.pool] += 1
         self._running[demand.name] -= 1
         if not self._running[demand.name]:
             del self._running[demand.name]
@@ -102,14 +110,15 @@ class Slots:
                 waiter.ready.set_result(None)
 
     def _fits(self, demand: Demand) -> bool:
-        if demand.thread and not self._threads:
+        if demand.pool is not None and self._free[demand.pool] <= 0:
             return False
         if demand.max_running is not None and self._running[demand.name] >= demand.max_running:
             return False
         return demand.exclusive is None or demand.exclusive not in self._exclusive
 
     def _enter(self, demand: Demand) -> None:
-        self._threads -= demand.thread
+        if demand.pool is not None:
+            self._free[demand.pool] -= 1
         self._running[demand.name] += 1
         if demand.exclusive is not None:
             self._exclusive.add(demand.exclusive)

@@ -27,6 +27,27 @@ CREATE TABLE effects (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX effects_ended ON effects (ended_s);
 CREATE INDEX effects_begun ON effects (state) WHERE state = 'begun';
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    principal TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    program TEXT NOT NULL,
+    key TEXT NOT NULL,
+    tool TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    arguments TEXT NOT NULL,
+    timeout_s REAL NOT NULL,
+    submitted_s REAL NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    attempt INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    started_s REAL,
+    ended_s REAL,
+    code TEXT NOT NULL,
+    error TEXT NOT NULL,
+    UNIQUE (principal, agent, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX jobs_ended ON jobs (ended_s);
 """
 _VERSION = 1
 

@@ -16,16 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from aios_kernel.tools.confinement import Confinement
+from aios_kernel.tools.hosted import Launch
 from aios_kernel.tools.isolation import places
+from aios_kernel.tools.isolation.confine import alone
 from aios_kernel.tools.isolation.level import Job, Runner
 
 PROBES = Path(__file__).with_name("probes.py").resolve()
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "isolation.md"
 LIBC = ctypes.CDLL(None, use_errno=True)
 WAIT = "import signal, sys; signal.signal(10, print); sys.stdin.read()"
+SYSTEM_PYTHON = "/usr/bin/python3"
 MARKER = "marker-" + secrets.token_hex(8)
 SMALL = Confinement(
     read=[str(PROBES), os.path.realpath(sys.base_prefix)], memory_mb=1024, processes=16, disk_mb=32, output_kb=64
@@ -259,3 +263,35 @@ def test_the_document_promises_what_is_tested() -> None:
         assert said.get(attack.words) == tuple(levels), attack.words
     promised = {words for words, levels in said.items() if set(levels) <= {"stopped", "gets through"}}
     assert promised == {attack.words for attack in ATTACKS}
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.words.replace(" ", "-"))
+def test_a_long_job_is_confined_the_same(confined: Runner, attack: Attack, target: Target, tmp_path: Path) -> None:
+    """Which confines itself, without the fork server (`Confiner` gives such a `launch`)."""
+    if attack.needs_root and os.geteuid() != 0:
+        pytest.skip("without isolation only root gets through")
+    if not Path(SYSTEM_PYTHON).exists():
+        pytest.skip("the system has no Python of its own")  # others may be out of reach for who is not root
+    argv = [SYSTEM_PYTHON, *command(attack, target)[1:]]
+    confinement = msgspec.structs.replace(SMALL, read=[str(PROBES)])
+    launch = alone(confined, "t", lambda _: Launch(argv=argv), confinement)({})
+    inherited = os.open(target.secret, os.O_RDONLY)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    target.clean()
+    try:
+        done = subprocess.run(
+            launch.argv,
+            env=launch.env,
+            cwd=folder,
+            pass_fds=[inherited],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(inherited)
+    found = done.stdout.strip() + done.stderr
+    assert found == "GOT" if confined.level.name in attack.through else re.fullmatch("BLOCKED: .+", found), found
+    target.check()
