@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -97,8 +98,9 @@ ATTACKS = [
 class Target:
     """What is to be protected: files, servers and a process, as the kernel would have them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beside: str) -> None:
         self.marker = MARKER
+        self.beside = beside
         self.variable = "AIOS_TEST_SECRET"
         self.folder = str(folder)
         self.secret_name = "secret.txt"
@@ -201,9 +203,13 @@ def _answer_datagrams(server: socket.socket) -> None:
 
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    with tempfile.TemporaryDirectory(prefix="aios-target-", dir="/var/tmp") as folder:
-        os.chmod(folder, 0o755)  # so that nothing but the isolation stands in the way
-        target = Target(Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="aios-target-", dir="/var/tmp") as folder,
+        tempfile.TemporaryDirectory(prefix="aios-probes-", dir="/var/tmp") as beside,
+    ):
+        for each in (folder, beside):
+            os.chmod(each, 0o755)  # so that nothing but the isolation stands in the way
+        target = Target(Path(folder), beside)
         monkeypatch.setenv(target.variable, MARKER)
         yield target
         target.close()
@@ -265,6 +271,13 @@ def test_the_document_promises_what_is_tested() -> None:
     assert promised == {attack.words for attack in ATTACKS}
 
 
+def open_copy(target: Target) -> str:
+    """The probes where everybody can read them, wherever this checkout lies."""
+    copy = shutil.copy(PROBES, target.beside)
+    os.chmod(copy, 0o644)
+    return copy
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.words.replace(" ", "-"))
 def test_a_long_job_is_confined_the_same(confined: Runner, attack: Attack, target: Target, tmp_path: Path) -> None:
     """Which confines itself, without the fork server (`Confiner` gives such a `launch`)."""
@@ -272,8 +285,9 @@ def test_a_long_job_is_confined_the_same(confined: Runner, attack: Attack, targe
         pytest.skip("without isolation only root gets through")
     if not Path(SYSTEM_PYTHON).exists():
         pytest.skip("the system has no Python of its own")  # others may be out of reach for who is not root
-    argv = [SYSTEM_PYTHON, *command(attack, target)[1:]]
-    confinement = msgspec.structs.replace(SMALL, read=[str(PROBES)])
+    probes = open_copy(target)
+    argv = [SYSTEM_PYTHON, "-I", "-S", probes, *command(attack, target)[4:]]
+    confinement = msgspec.structs.replace(SMALL, read=[probes])
     launch = alone(confined, "t", lambda _: Launch(argv=argv), confinement)({})
     inherited = os.open(target.secret, os.O_RDONLY)
     folder = tmp_path / "work"
