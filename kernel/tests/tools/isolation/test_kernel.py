@@ -86,6 +86,27 @@ def test_a_confined_function_needs_its_schema(tmp_path: Path) -> None:
         InProcessKernel(config)
 
 
+LAZY = """
+import asyncio, sys
+from aios_kernel.config import Config
+from aios_kernel.managers import build_managers
+from aios_kernel.plugins import Plugins
+
+async def main():
+    managers = build_managers(Config(home=sys.argv[1], embedder="hash", vectors="exact"), Plugins())
+    await managers.close()
+
+asyncio.run(main())
+loaded = [name for name in sys.modules if name == "pyseccomp" or name.startswith("aios_kernel.tools.isolation")]
+sys.exit(str(loaded) if loaded else 0)
+"""
+
+
+def test_a_kernel_without_confined_tools_looks_for_no_level(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LAZY, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_of_it_holds_for_a_user_who_is_not_root() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,16 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from aios_kernel.tools.confinement import Confinement
+from aios_kernel.tools.hosted import Launch
 from aios_kernel.tools.isolation import places
+from aios_kernel.tools.isolation.confine import alone
 from aios_kernel.tools.isolation.level import Job, Runner
 
 PROBES = Path(__file__).with_name("probes.py").resolve()
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "isolation.md"
 LIBC = ctypes.CDLL(None, use_errno=True)
 WAIT = "import signal, sys; signal.signal(10, print); sys.stdin.read()"
+SYSTEM_PYTHON = "/usr/bin/python3"
 MARKER = "marker-" + secrets.token_hex(8)
 SMALL = Confinement(
     read=[str(PROBES), os.path.realpath(sys.base_prefix)], memory_mb=1024, processes=16, disk_mb=32, output_kb=64
@@ -93,8 +98,9 @@ ATTACKS = [
 class Target:
     """What is to be protected: files, servers and a process, as the kernel would have them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beside: str) -> None:
         self.marker = MARKER
+        self.beside = beside
         self.variable = "AIOS_TEST_SECRET"
         self.folder = str(folder)
         self.secret_name = "secret.txt"
@@ -197,9 +203,13 @@ def _answer_datagrams(server: socket.socket) -> None:
 
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    with tempfile.TemporaryDirectory(prefix="aios-target-", dir="/var/tmp") as folder:
-        os.chmod(folder, 0o755)  # so that nothing but the isolation stands in the way
-        target = Target(Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="aios-target-", dir="/var/tmp") as folder,
+        tempfile.TemporaryDirectory(prefix="aios-probes-", dir="/var/tmp") as beside,
+    ):
+        for each in (folder, beside):
+            os.chmod(each, 0o755)  # so that nothing but the isolation stands in the way
+        target = Target(Path(folder), beside)
         monkeypatch.setenv(target.variable, MARKER)
         yield target
         target.close()
@@ -259,3 +269,43 @@ def test_the_document_promises_what_is_tested() -> None:
         assert said.get(attack.words) == tuple(levels), attack.words
     promised = {words for words, levels in said.items() if set(levels) <= {"stopped", "gets through"}}
     assert promised == {attack.words for attack in ATTACKS}
+
+
+def open_copy(target: Target) -> str:
+    """The probes where everybody can read them, wherever this checkout lies."""
+    copy = shutil.copy(PROBES, target.beside)
+    os.chmod(copy, 0o644)
+    return copy
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.words.replace(" ", "-"))
+def test_a_long_job_is_confined_the_same(confined: Runner, attack: Attack, target: Target, tmp_path: Path) -> None:
+    """Which confines itself, without the fork server (`Confiner` gives such a `launch`)."""
+    if attack.needs_root and os.geteuid() != 0:
+        pytest.skip("without isolation only root gets through")
+    if not Path(SYSTEM_PYTHON).exists():
+        pytest.skip("the system has no Python of its own")  # others may be out of reach for who is not root
+    probes = open_copy(target)
+    argv = [SYSTEM_PYTHON, "-I", "-S", probes, *command(attack, target)[4:]]
+    confinement = msgspec.structs.replace(SMALL, read=[probes])
+    launch = alone(confined, "t", lambda _: Launch(argv=argv), confinement)({})
+    inherited = os.open(target.secret, os.O_RDONLY)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    target.clean()
+    try:
+        done = subprocess.run(
+            launch.argv,
+            env=launch.env,
+            cwd=folder,
+            pass_fds=[inherited],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(inherited)
+    found = done.stdout.strip() + done.stderr
+    assert found == "GOT" if confined.level.name in attack.through else re.fullmatch("BLOCKED: .+", found), found
+    target.check()

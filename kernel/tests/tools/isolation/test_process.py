@@ -15,6 +15,8 @@ import pytest
 
 from aios_kernel.errors import ToolNotStarted
 from aios_kernel.tools.confinement import Confinement
+from aios_kernel.tools.hosted import Launch
+from aios_kernel.tools.isolation.confine import alone
 from aios_kernel.tools.isolation.level import Job, Runner
 
 FEW = Confinement(processes=24, memory_mb=512, disk_mb=16, output_kb=64)
@@ -190,6 +192,8 @@ async def _settled(holds: object) -> None:
 
 KERNEL = """
 import asyncio, sys
+from aios_kernel.tools.hosted import Launch
+from aios_kernel.tools.isolation.confine import alone
 from aios_kernel.tools.isolation.level import Job, Runner
 from aios_kernel.tools.isolation.{module} import {level}
 runner = Runner({level}())
@@ -214,3 +218,22 @@ async def test_a_killed_kernel_takes_its_tools_along(runner: Runner) -> None:
         kernel.wait()
     await _settled(lambda: not alive(tag))
     await _settled(lambda: folders() <= before)
+
+
+async def test_a_long_job_ends_with_its_group(confined: Runner, shell: str, tmp_path: Path) -> None:
+    """Its supervisor knows the group only: nothing may leave it, or it dies with the namespace."""
+    tag = f"T{secrets.token_hex(8)}"
+    script = "(setsid sleep 77 || sleep 77) & sleep 77"
+    made = alone(confined, "t", lambda _: Launch(argv=[shell, "-c", script], env={tag: "1"}), FEW)({})
+    process = long_job(made, tmp_path)
+    try:
+        await started(tag)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    await _settled(lambda: not alive(tag))
+
+
+def long_job(launch: Launch, folder: Path) -> subprocess.Popen[bytes]:
+    """As the supervisor of long jobs starts it."""
+    return subprocess.Popen(launch.argv, env=launch.env, cwd=folder, start_new_session=True)

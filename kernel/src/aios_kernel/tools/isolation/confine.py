@@ -19,12 +19,15 @@ from aios_kernel.errors import AiosError, ConfigError, ToolError, ToolTimeout, U
 from aios_kernel.tools.confinement import Confinement
 from aios_kernel.tools.hosted import EffectStatus, HostedTool, Launch
 from aios_kernel.tools.isolation import places
+from aios_kernel.tools.isolation.forkserver import FOLDER
+from aios_kernel.tools.isolation.launcher.tool import ALONE
 from aios_kernel.tools.isolation.level import Job, Level, Runner
 from aios_kernel.tools.isolation.process import Outcome
 from aios_kernel.tools.isolation.proxy import AllowList
 from aios_kernel.tools.isolation.reference import StatusCommand, reference_of
 
 _NOT_DONE = 1
+_ALONE = "import sys; sys.path.insert(0, {folder!r}); from launcher.tool import become_tool_alone as main; main()"
 _PROBE_S = 30.0
 
 
@@ -61,12 +64,14 @@ class Confiner:
                 f'tool "{name}" is to reach {confinement.network[0]}; level {self._runner.level.name} has no network',
                 fix='declare isolation = "sandbox"',
             )
+        launch = None
         if tool.launch is not None:
             run = command(self._runner, name, tool.launch, confinement)
+            launch = None if confinement.network else alone(self._runner, name, tool.launch, confinement)
         else:
             places.check(name, places.of_python(), self._home)
             run = self._function(name, reference_of(name, tool.run), confinement)
-        return dataclasses.replace(tool, run=run, status=self._status(tool), confined=True)
+        return dataclasses.replace(tool, run=run, launch=launch, status=self._status(tool), confined=True)
 
     def stop(self) -> None:
         """End the fork server."""
@@ -114,6 +119,30 @@ def status(runner: Runner, name: str, ask: StatusCommand, confinement: Confineme
         return EffectStatus("not_done" if outcome.status == _NOT_DONE else "unknown")
 
     return asked
+
+
+def alone(
+    runner: Runner, name: str, launch: Callable[[Mapping[str, Any]], Launch], confinement: Confinement
+) -> Callable[[Mapping[str, Any]], Launch]:
+    """A `launch` whose process confines itself: a long job, which outlives the kernel and its fork server.
+
+    Its network cannot be the kernel's proxy, so tools with a network have none.
+    """
+
+    def confined(arguments: Mapping[str, Any]) -> Launch:
+        given = launch(arguments)
+        job = _job(name, given, confinement)
+        request, program = runner.alone(job)
+        if request.staged:
+            raise ToolError(
+                f'tool "{name}": {next(iter(request.staged.values()))} can be reached by root only',
+                fix="let others enter the folders above it, or call the tool instead of submitting it",
+            )
+        wanted = msgspec.to_builtins(request) | {"program": program.hex()}
+        argv = [places.interpreter(), "-I", "-S", "-c", _ALONE.format(folder=FOLDER)]
+        return Launch(argv=argv, env={ALONE: msgspec.json.encode(wanted).decode()}, stdin=given.stdin)
+
+    return confined
 
 
 def _job(name: str, launch: Launch, confinement: Confinement) -> Job:

@@ -53,8 +53,8 @@ class Level(Protocol):
         """What the launcher is to do."""
         ...
 
-    def program(self, uid: int | None) -> bytes:
-        """The seccomp filter."""
+    def program(self, uid: int | None, *, alone: bool = False) -> bytes:
+        """The seccomp filter; `alone`: without a supervisor that finds what leaves the process group."""
         ...
 
 
@@ -89,6 +89,11 @@ class Runner:
                 output_bytes=job.confinement.output_kb << 10,
                 listening=serve(AllowList(job.confinement.network)) if request.listen else None,
             )
+
+    def alone(self, job: Job) -> tuple[Request, bytes]:
+        """What a process that confines itself is to do, and its filter."""
+        uid = self._uids.for_good()
+        return self.level.request(job, uid), self.level.program(uid, alone=True)
 
     def server_cpu_s(self) -> float:
         """Processor seconds that the fork server has used; 0 before the first call."""

@@ -27,6 +27,6 @@ class Plain:
             argv=job.argv, env=environment(job), cwd=job.cwd, folder=tempfile.gettempdir(), time_s=job.time_s
         )
 
-    def program(self, uid: int | None) -> bytes:
+    def program(self, uid: int | None, *, alone: bool = False) -> bytes:
         """No filter."""
         return b""

@@ -79,7 +79,7 @@ class Sandbox:
             time_s=job.time_s,
         )
 
-    def program(self, uid: int | None) -> bytes:
+    def program(self, uid: int | None, *, alone: bool = False) -> bytes:
         """The filter with sockets: those of a network of its own."""
         return seccomp.isolated()
 

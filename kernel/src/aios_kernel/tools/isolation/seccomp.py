@@ -73,13 +73,14 @@ def isolated() -> bytes:
 
 
 @functools.cache
-def among_others(*, own_user: bool) -> bytes:
+def among_others(*, own_user: bool, one_session: bool = False) -> bytes:
     """The filter for a tool that shares the machine's namespaces: as `isolated`, and what Landlock leaves open.
 
     No socket can be made, only connected pairs; no other process can be slowed or limited.
 
     Args:
         own_user: nobody else's files and processes are the tool's user's.
+        one_session: no process may leave its group, so that a signal to the group ends all.
 
     Raises:
         Unsupported: libseccomp or pyseccomp is not installed.
@@ -89,7 +90,7 @@ def among_others(*, own_user: bool) -> bytes:
     denied = seccomp.ERRNO(errno.EPERM)
     # A pair for datagrams could be turned to any address.
     rules.add_rule(denied, "socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, 0xF, int(socket.SOCK_DGRAM)))
-    for name in _BESIDE_LANDLOCK:
+    for name in (*_BESIDE_LANDLOCK, *(("setsid", "setpgid") if one_session else ())):
         _deny(seccomp, rules, denied, name)
     if not own_user:
         for name in _BY_PATH:

@@ -47,6 +47,6 @@ class Subprocess:
             time_s=job.time_s,
         )
 
-    def program(self, uid: int | None) -> bytes:
+    def program(self, uid: int | None, *, alone: bool = False) -> bytes:
         """The filter without sockets."""
-        return seccomp.among_others(own_user=uid is not None)
+        return seccomp.among_others(own_user=uid is not None, one_session=alone)

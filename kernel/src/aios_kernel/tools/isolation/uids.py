@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 from collections.abc import Generator
 from typing import final
@@ -15,6 +16,7 @@ _FIRST = 0x70000000
 
 _PER_KERNEL = 256
 _KERNELS = 1 << 18
+_OUTLIVING = 1 << 26
 
 
 @final
@@ -32,7 +34,7 @@ class Uids:
 
     def check(self) -> None:
         """Raise Unsupported in a user namespace that has no numbers to give."""
-        if self._root and not _is_mapped(self._first + _PER_KERNEL):
+        if self._root and not _is_mapped(_FIRST + _KERNELS * _PER_KERNEL + _OUTLIVING):
             raise Unsupported(
                 "the kernel runs as root in a user namespace without spare users for its tools",
                 fix="run the kernel as a user that is not root",
@@ -50,6 +52,10 @@ class Uids:
         finally:
             with self._lock:
                 self._used.discard(uid)
+
+    def for_good(self) -> int | None:
+        """A user for a process that may outlive this kernel, drawn from so many that no other has it."""
+        return _FIRST + _KERNELS * _PER_KERNEL + secrets.randbelow(_OUTLIVING) if self._root else None
 
     def _take(self) -> int:
         with self._lock:

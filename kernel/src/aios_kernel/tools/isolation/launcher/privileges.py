@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 8, 22, 24
@@ -52,6 +53,7 @@ def become(uid: int, *, reads: bool) -> None:
     _prctl(_PR_SET_KEEPCAPS, int(reads))
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of users has cleared it
     _set_capabilities(1 << _DAC_READ_SEARCH if reads else 0)
     if reads:
         _prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _DAC_READ_SEARCH)

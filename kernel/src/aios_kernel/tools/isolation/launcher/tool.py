@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 from . import function, landlock, network, privileges, staging
 
 _FIRST, _FILTER, _RULES = 3, 4, 5
+_NOT_STARTED = 127
+ALONE = "AIOS_CONFINED"
+"""The variable that has the request of a tool without supervisor."""
 _HIGH = 200
 """Above the descriptors that the tool will have."""
 
@@ -71,9 +75,10 @@ def become_tool(
 ) -> NoReturn:
     """Never returns. What goes wrong before the exec is written to `tell`, which the exec closes."""
     teller = _Teller(tell)
-    status = 127  # this process must not go on as a copy of its parent, whatever happens
+    status = _NOT_STARTED  # this process must not go on as a copy of its parent, whatever happens
     try:
         try:
+            os.setsid()
             _prepare(request, folder, channel, descriptors, teller)
         except BaseException as error:  # noqa: BLE001 - the supervisor reports it
             teller.tell(error)
@@ -85,10 +90,30 @@ def become_tool(
         os._exit(status)
 
 
+def become_tool_alone() -> NoReturn:
+    """Turn into the tool without a supervisor: this process was started by somebody who will wait for it and end it.
+
+    The request stands in the environment, with the filter in it; the folder is the working directory.
+    """
+    teller = _Teller(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, _HIGH))
+    try:
+        request = json.loads(os.environ[ALONE])
+        folder = os.getcwd()
+        if request["uid"] is not None:
+            os.chown(folder, request["uid"], request["uid"])
+        program = os.memfd_create("filter", os.MFD_CLOEXEC)
+        os.write(program, bytes.fromhex(request["program"]))
+        os.lseek(program, 0, os.SEEK_SET)
+        _prepare(request, folder, None, [0, 1, 2, os.open(os.devnull, os.O_WRONLY), program], teller)
+    except BaseException as error:  # noqa: BLE001 - all that is left to do is to say why
+        teller.tell(error)
+    finally:
+        os._exit(_NOT_STARTED)
+
+
 def _prepare(
-    request: dict[str, Any], folder: str, channel: socket.socket, descriptors: list[int], teller: _Teller
+    request: dict[str, Any], folder: str, channel: socket.socket | None, descriptors: list[int], teller: _Teller
 ) -> None:
-    os.setsid()
     files = [_opened(file) for file in request["files"]]
     _stage(request, folder)
     confined = request["landlock"]
@@ -99,9 +124,10 @@ def _prepare(
     program = _read(descriptors[4])
     if request["uid"] is not None:
         privileges.become(request["uid"], reads=confined is not None)
-    if request["listen"]:
-        network.own_loopback(channel)
-    channel.detach()
+    if channel is not None:
+        if request["listen"]:
+            network.own_loopback(channel)
+        channel.detach()
     _arrange([*descriptors[:5], *files], rules, teller)
     privileges.limit(limits)
     if not request["pass_filter"]:
