@@ -58,9 +58,12 @@ class AgentService:
 
     def spawn(self, call: AgentSpawn, principal: str, session: int) -> Program:
         """Register a program. Raises AccessDenied for a child that is another agent than its parent may start."""
-        if call.parent:
-            check_spawn(self.access, self.table.alive(call.parent, principal), call)
-        subject = Subject(principal, call.group or principal, call.agent, call.framework)
+        parent = self.table.alive(call.parent, principal) if call.parent else None
+        if parent is not None:
+            check_spawn(self.access, parent, call)
+        group = call.group or (parent.group if parent is not None else principal)
+        framework = call.framework or (parent.framework if parent is not None else "")
+        subject = Subject(principal, group, call.agent, framework)
         if (budget := self.access.policy.budget(subject)) is not None:
             call = msgspec.structs.replace(call, budget=budget if call.budget is None else min(budget, call.budget))
         program = self.table.spawn(call, principal, session)
@@ -129,6 +132,8 @@ class AgentService:
                 await self._waiting(open_call.program, f"the end of {target.agent}", ended, call.timeout_s)
             finally:
                 waiters.discard(ended)
+        if not target.contained:
+            open_call.program.mark(target.taint)  # what it says of its end is text of its own
         return target.info()
 
     def do_priority(self, open_call: OpenCall, call: AgentPriority) -> Ok:
