@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-llamacpp test-vllm test-environments test-frameworks check soak nightly bench bench-peers setup bubblewrap format clean
+.PHONY: demo test test-slow test-llamacpp test-vllm test-environments test-frameworks check soak-tools nightly bench bench-peers setup bubblewrap format clean
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -58,7 +58,7 @@ bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `ai
 	.venv-gguf/bin/python -m pip install --quiet "llama-cpp-python==0.3.36" "gguf>=0.19,<1"
 	touch $@
 
-soak: setup ## 1,000 kills of a kernel with tools at work; effects are counted outside.
+soak-tools: setup ## 1,000 kills of a kernel with tools at work; effects are counted outside.
 	SOAK_KILLS=1000 $(BIN)/python -m pytest -m slow kernel/tests/tools/test_kills.py
 
 test-llamacpp: .venv-gguf/.installed ## The llamacpp engine: contract suites on small GGUF files, and its own tests.

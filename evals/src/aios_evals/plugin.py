@@ -438,6 +438,16 @@ def scale(
 
 
 @bench.command()
+def tools(json: Json = False, full: Full = False) -> None:
+    """What a tool call costs beside the tool: in the agent's process, hosted, recorded, isolated, as a long job."""
+    from aios_evals import report
+    from aios_evals.tools_bench import run
+
+    rows, notes = run(calls=2000 if full else 200)
+    report.emit("tools", rows, json=json, notes=notes)
+
+
+@bench.command()
 def overload(json: Json = False, full: Full = False) -> None:
     """Ten times the load that the kernel takes: goodput, and how soon the others are told when to come again."""
     from aios_evals import report

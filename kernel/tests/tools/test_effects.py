@@ -253,6 +253,23 @@ async def test_what_nobody_waits_for_any_more_is_not_begun(opened: Open, outside
     assert await call(registry, "keyed", "k") == "done x"
 
 
+async def test_a_caller_that_went_and_came_back_at_once_is_served(opened: Open, outside: Outside) -> None:
+    """A client whose connection broke sends the call again while the kernel still takes back the first."""
+    registry = opened(slots=Slots(1))
+    outside.gate = threading.Event()
+    running = asyncio.ensure_future(call(registry, "once", "k"))
+    await asyncio.to_thread(outside.waits.wait, 10)
+    first = asyncio.ensure_future(call(registry, "once", "k2"))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(call(registry, "once", "k2"))
+    await asyncio.sleep(0.05)
+    outside.gate.set()
+    assert await running == await second == "done x"
+    assert len(outside.effects) == 2
+
+
 async def left_by_a_dead_kernel(
     opened: Open, outside: Outside, name: str, *, happened: bool, ends_at_s: float = 4e9
 ) -> None:

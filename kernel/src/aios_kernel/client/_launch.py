@@ -21,6 +21,7 @@ from aios_kernel.config import Config, home_of, load, socket_of, token_file_of
 from aios_kernel.syscalls import Failed
 
 _POLL_S = 0.05
+_REPORT_BYTES = 1 << 16
 
 
 def connect(config: Config | None = None, *, client: str = "", start: bool | None = None) -> Connection:
@@ -179,7 +180,8 @@ def _launch(config: Config, log: Path, ends_at: float) -> errors.AiosError | Non
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(kernel_input(config))
         ready, _, _ = select.select([reports], [], [], max(0.0, ends_at - time.monotonic()))
-        report = reports.read() if ready else b""
+        # As it comes, not up to the end: whatever else was started at that moment may hold the pipe for long.
+        report = reports.read1(_REPORT_BYTES) if ready else b""
     threading.Thread(target=process.wait, name="aios-reaper", daemon=True).start()  # it may outlive us, or not
     if not ready:
         return errors.KernelUnavailable(_silent(config, log), fix="raise start_timeout_s; `aios doctor`")

@@ -64,7 +64,8 @@ class EffectGuard:
             ToolTimeout: it has not ended in time; the same key tells later what became of it.
             ToolError: what the tool raised, now or the first time.
         """
-        execution = self._executions.get(work.intent.id)
+        while (execution := self._executions.get(work.intent.id)) is not None and execution.left:
+            await asyncio.wait([execution.task])  # its caller went a moment ago, before it was begun
         if execution is None:
             execution = self._begin(work)
         elif execution.digest != work.intent.digest:
@@ -210,6 +211,7 @@ class _Execution:
         self.digest = digest
         self.thread: ToolThread | None = None
         self.begun = False
+        self.left = False
         self._waiters = 0
 
     async def wait(self, tool: HostedTool, span: TimeLimit) -> str:
@@ -229,6 +231,7 @@ class _Execution:
     def leave(self) -> None:
         """Nobody waits: what has not begun does not begin; a coroutine is cancelled, a thread is let run."""
         if self.thread is None:
+            self.left = True
             self.task.cancel()
         else:
             self.thread.abandon()
