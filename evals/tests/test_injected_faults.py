@@ -193,6 +193,7 @@ def test_a_disk_that_fails_is_a_typed_error_of_every_writing_call(agent: Agent, 
     agent.all_is_well()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("database", "kind"), CALLS)
 def test_a_disk_that_hangs_costs_the_deadline_and_no_more(agent: Agent, database: str, kind: str) -> None:
     call, changes = agent.prepared(kind)
@@ -431,6 +432,7 @@ AT_THE_START = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO", "EMFILE", "memory"])
 def test_a_start_that_fails_says_why_ends_and_can_be_tried_again(tmp_path: Path, action: str) -> None:
     for number, point in enumerate(AT_THE_START):
