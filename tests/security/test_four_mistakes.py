@@ -7,6 +7,7 @@ one client's odd parameter or hang-up can end.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import pickle
 import sys
@@ -48,9 +49,14 @@ FOLDERS = [*(ROOT / name for name in ("kernel/src", "aios_adapters", "evals/src"
 SOURCES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 
 
+@functools.cache
+def parsed() -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text())) for path in SOURCES]
+
+
 def trees() -> Iterator[tuple[Path, ast.AST]]:
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in parsed():
+        for node in ast.walk(tree):
             yield path, node
 
 

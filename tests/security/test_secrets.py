@@ -241,6 +241,7 @@ def test_what_is_no_key_stays(text: str) -> None:
     assert redacted(text) == text
 
 
+@pytest.mark.slow
 def test_the_log_of_a_process_has_no_key_of_its_configuration(tmp_path: Path) -> None:
     """A kernel that cannot reach its database says so, and not with which password."""
     password = "pw" + core(KEYS["model hub"])
