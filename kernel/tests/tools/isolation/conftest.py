@@ -23,8 +23,8 @@ def runner_of(name: str) -> Runner:
     try:
         runner.check()
     except Unsupported as error:
-        if os.environ.get("AIOS_REQUIRE_ISOLATION"):
-            pytest.fail(f"AIOS_REQUIRE_ISOLATION is set, and level {name} is missing: {error}")
+        if os.environ.get("REQUIRE_ISOLATION"):
+            pytest.fail(f"REQUIRE_ISOLATION is set, and level {name} is missing: {error}")
         pytest.skip(f"level {name} is missing: {error.message}")
     return runner
 

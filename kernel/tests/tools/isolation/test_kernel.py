@@ -126,7 +126,7 @@ def test_all_of_it_holds_for_a_user_who_is_not_root() -> None:
             "PYTHONPATH": os.pathsep.join(_imports()),
             "PYTHONDONTWRITEBYTECODE": "1",
             "HOME": "/nonexistent",
-            "AIOS_REQUIRE_ISOLATION": "1",
+            "REQUIRE_ISOLATION": "1",
         },
         capture_output=True,
         text=True,
