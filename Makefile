@@ -40,11 +40,12 @@ bench: setup ## The default benches, JSON under runs/.
 
 CYCLES ?= 2000
 SYSCALLS ?= 1000000
-soak: setup ## Hours of trouble in about an hour: 2,000 kills of a kernel under load, then a million syscalls; runs/*.json.
+soak: setup ## Hours of trouble in about two: 2,000 kills of a kernel under load, a million syscalls, 1,000 kills amid tool calls; runs/*.json.
 	mkdir -p runs
 	status=0; \
 	$(BIN)/aios bench kills --cycles $(CYCLES) --json > runs/kills.json || status=1; \
 	$(BIN)/aios bench soak --syscalls $(SYSCALLS) --json > runs/soak.json || status=1; \
+	$(MAKE) soak-tools || status=1; \
 	$(BIN)/aios bench show runs/kills.json runs/soak.json; exit $$status
 
 bench-peers: .venv-vllm/.installed .venv-llamacpp/.installed ## The peers of `aios bench engine`, each in an environment of its own.
