@@ -33,6 +33,12 @@ def _bounded() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
+def _seen() -> list[str]:
+    """The interpreter's own folders, which may lie below the /tmp that is hidden."""
+    folders = dict.fromkeys([sys.prefix, sys.base_prefix])
+    return [word for folder in folders for word in ("--ro-bind", folder, folder)]
+
+
 async def run_python(code: str) -> str:
     """What the code prints, or the last line of its traceback; cut to 4,000 characters.
 
@@ -41,7 +47,7 @@ async def run_python(code: str) -> str:
     sandbox = [bwrap, *_BWRAP] if (bwrap := shutil.which("bwrap")) else []
     with tempfile.TemporaryDirectory(prefix="aios-python-") as folder:
         process = await asyncio.create_subprocess_exec(
-            *sandbox, sys.executable, "-I", "-",
+            *sandbox, *(_seen() if sandbox else ()), sys.executable, "-I", "-",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             cwd="/" if sandbox else folder, env={"PYTHONHASHSEED": "0"}, preexec_fn=_bounded,
         )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from aios_kernel.errors import ToolError, ToolTimeout
 from aios_kernel.tools.file import McpEntry
 
-from .conftest import Host
+from .conftest import Host, until
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def url() -> Generator[str, None, None]:
 )
 async def test_what_it_does_costs_that_call(host: Host, url: str, tool: str, reason: str) -> None:
     source = await host.start(raw=McpEntry(url=url, pin="first"))
-    assert source.infos()[0].protocol == "2025-06-18"
+    await until(lambda: source.infos()[0].protocol == "2025-06-18")
     with pytest.raises(ToolError, match=reason):
         await host.call(f"raw/{tool}", timeout_s=60)
     assert json.loads(await host.call("raw/echo", timeout_s=60, a=1)) == {"a": 1}
