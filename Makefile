@@ -14,7 +14,8 @@ test: setup ## The default suite: no network, no GPU, a few minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: setup ## Long suites: state machines, kills, real frameworks on the demo model.
-	$(BIN)/python -m pytest -m "slow and not gpu" -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 attack: setup ## The attacks of docs/security.md, slow ones too, and a million results without a foreign canary; runs/canaries.json.
 	mkdir -p runs
