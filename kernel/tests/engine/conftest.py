@@ -27,6 +27,8 @@ from aios_kernel.engine.torch import TorchEngine
 from aios_kernel.engine.torch.experts.loading import mixture_of
 
 _ROOT = Path(__file__).parents[3]
+_KV_BYTES = 1 << 30
+"""Of vLLM, which else wants nine tenths of the machine, and does not start where others use more than the rest."""
 _CONVERTER = _ROOT / "evals/src/aios_evals/engine_bench/workers/gguf_file.py"
 TIE = 1e-3
 VOCAB = 199
@@ -365,7 +367,10 @@ def vllm_core(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Any, 
     loras = {name: _peft(tmp_path_factory.mktemp(name), seed) for seed, name in enumerate(("one", "two"))}
     core = VllmCore(
         str(folder), 128,
-        {"dtype": "float32", "block_size": 32, "max_model_len": 2048, "enforce_eager": True, "max_lora_rank": 8}, 2,
+        {
+            "dtype": "float32", "block_size": 32, "max_model_len": 2048, "enforce_eager": True, "max_lora_rank": 8,
+            "kv_cache_memory_bytes": _KV_BYTES,
+        }, 2,
     )  # fmt: skip
     for name, adapter in loras.items():
         core.add_lora(name, adapter)
@@ -418,4 +423,5 @@ def vllm_settings() -> VllmSettings:
     if not (_ROOT / ".venv-vllm" / ".installed").exists():
         pytest.skip("needs vLLM in an environment of its own: make bench-peers")
     args = ["--dtype", "float32", "--block-size", "32", "--max-model-len", "2048", "--enforce-eager"]
-    return VllmSettings(python=str(python), args=[*args, "--num-gpu-blocks-override", "256"])
+    args += ["--num-gpu-blocks-override", "256", "--kv-cache-memory-bytes", str(_KV_BYTES)]
+    return VllmSettings(python=str(python), args=args)
