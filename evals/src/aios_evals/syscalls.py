@@ -53,7 +53,7 @@ class Load:
 
 def run(seconds: float = 2.0, clients: Sequence[int] = CLIENTS) -> list[dict[str, float | int]]:
     """One row a number of clients: `{clients, p50_us, p99_us, per_s, cpu_us, echo_ratio}`."""
-    with tempfile.TemporaryDirectory(prefix="aios-") as home:
+    with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
         return asyncio.run(_run(Path(home), seconds, clients))
 
 

@@ -48,7 +48,7 @@ def sleep() -> str:
 
 def run(calls: int = 200) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows `{case, calls, p50_us, p99_us, mean_us}`, and what could not be measured here."""
-    with tempfile.TemporaryDirectory(prefix="aios-") as folder:
+    with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         config = Config(home=folder, model="fake", embedder="hash", vectors="exact", grace_s=1.0)
         levels, notes = _levels(config)

@@ -42,7 +42,7 @@ def run(frameworks: Sequence[str], calls: int, metagpt: Path) -> Outcome:
         metagpt: the interpreter of MetaGPT's environment; without it MetaGPT is left out, with a note.
     """
     outcome = Outcome()
-    with tempfile.TemporaryDirectory(prefix="aios-") as home:
+    with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
         config = Config(home=home, model="fake", embedder="hash", vectors="exact", grace_s=1.0)
         connection = connect(config, client="bench")
         try:

@@ -72,7 +72,7 @@ async def with_kernel(
     work: Sequence[Job], trace: Path, flags: Mapping[str, object] | None = None
 ) -> tuple[Run, KernelView]:
     """All agents at once through a kernel of their own; `flags` override its settings."""
-    with tempfile.TemporaryDirectory(prefix="aios-demo-") as home:
+    with tempfile.TemporaryDirectory(prefix="aios-demo-", ignore_cleanup_errors=True) as home:
         config = load({"home": home, "kernel": "auto", "model": "demo", "threads": THREADS} | dict(flags or {}))
         connection = await asyncio.to_thread(connect, config, client="demo")
         client = AsyncClient(connection)

@@ -35,7 +35,7 @@ async def _run(file: Path, modes: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     printed: list[str] = []
     for mode in modes:
-        with tempfile.TemporaryDirectory(prefix="aios-") as home:
+        with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
             opening = _without(home) if mode == "generate_lock" else _with(home, mode.removeprefix("kernel_"))
             async with opening as (environment, figures):
                 began = time.perf_counter()

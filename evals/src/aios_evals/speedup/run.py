@@ -66,7 +66,7 @@ async def _compare(
     plan: Plan, framework: str, workload: str, runs: Sequence[Trajectory], model: Path
 ) -> list[dict[str, Any]]:
     named = {f"{framework}-{number}": run for number, run in enumerate(runs)}
-    with tempfile.TemporaryDirectory(prefix="aios-") as home:
+    with tempfile.TemporaryDirectory(prefix="aios-", ignore_cleanup_errors=True) as home:
         base = Config(home=home, model=str(model), embedder="hash", vectors="exact", grace_s=1.0)
         rows: list[dict[str, Any]] = []
         oracle: dict[str, dict[int, Choices]] = {}

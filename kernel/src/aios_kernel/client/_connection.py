@@ -144,7 +144,8 @@ class Connection:
         hello: ClientFrame = Hello(version=ABI_VERSION, token=token, client=client)
         try:
             self._socket.settimeout(_GREETING_S)
-            self._socket.sendall(frames.encode(hello))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused at sight: why is there to read
+                self._socket.sendall(frames.encode(hello))
             for frame in self._receive():
                 if isinstance(frame, Welcome):
                     self._socket.setblocking(False)
