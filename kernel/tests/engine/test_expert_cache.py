@@ -157,6 +157,28 @@ def test_a_failed_read_is_told_once_and_tried_again() -> None:
     cache.close()
 
 
+def test_a_read_ahead_that_fails_is_tried_again_by_whoever_needs_it() -> None:
+    disk = Disk(4 * LARGE, frozenset())
+    cache = disk.cache(Order())
+    needed = threading.Event()
+
+    def load(number: int, slot: Slot) -> None:
+        disk.load = real  # type: ignore[method-assign]
+        assert needed.wait(timeout=30)
+        raise OSError("bad sector")
+
+    take(cache, [1])
+    disk.load, real = load, disk.load  # type: ignore[method-assign]
+    take(cache, [1], ahead=[2])
+    eventually(lambda: 2 in cache._loading)
+    experts = cache.each([1, 2])
+    assert next(experts)[0] == 1
+    needed.set()
+    assert [number for number, _ in experts] == [2]
+    assert (cache.counts.late, cache.counts.failed) == (1, 1)
+    cache.close()
+
+
 def test_no_memory_for_a_slot_is_a_failed_read() -> None:
     disk = Disk(4 * LARGE, frozenset())
     cache = disk.cache(Order())

@@ -53,6 +53,8 @@ class ExpertCache(Generic[S]):
         self._loading: dict[int, bool] = {}
         """Being read; whether it was foreseen."""
         self._wanted: set[int] = set()
+        self._inherited: set[int] = set()
+        """Wanted now, while a read that an earlier call began is on its way: if that one fails, it is tried again."""
         self._demanded: deque[int] = deque()
         self._wishes: deque[int] = deque()
         self._errors: dict[int, Exception] = {}
@@ -84,7 +86,7 @@ class ExpertCache(Generic[S]):
                 calls named; for them nothing is evicted that is needed sooner.
 
         Raises:
-            EngineError: an expert could not be read; the cache is whole, and the next call tries again.
+            EngineError: an expert could not be read by this call; the cache is whole, and the next call tries again.
         """
         ready, left = self._want(numbers, ahead)
         try:
@@ -132,7 +134,8 @@ class ExpertCache(Generic[S]):
             self.counts.misses += len(absent) - late
             self._in_use[[number for number, _ in ready]] = True
             self._wanted = set(wanted)
-            self._demanded = deque(number for number in absent if number not in self._loading)
+            self._inherited = set(absent) & self._loading.keys()
+            self._demanded = deque(number for number in absent if number not in self._inherited)
             self._wishes = deque(ahead)
             if self._demanded or self._wishes:
                 self._start()
@@ -165,6 +168,7 @@ class ExpertCache(Generic[S]):
             self._demanded.clear()
             self._errors.clear()
             self._wanted.clear()
+            self._inherited.clear()
             self._in_use[:] = False
             if self._wishes:
                 self._lock.notify_all()
@@ -235,6 +239,8 @@ class ExpertCache(Generic[S]):
     def _arrived(self, number: int, slot: S, error: Exception | None) -> None:
         with self._lock:
             del self._loading[number]
+            inherited = number in self._inherited
+            self._inherited.discard(number)
             if self._closed:
                 self._memory.drop(slot)
                 return
@@ -246,7 +252,9 @@ class ExpertCache(Generic[S]):
             else:
                 self._spare.setdefault(self._memory.size(number), []).append(slot)
                 self.counts.failed += 1
-                if number in self._wanted:
+                if inherited:  # the call that waits now has not had a try of its own
+                    self._demanded.append(number)
+                elif number in self._wanted:
                     self._errors[number] = error
             self._lock.notify_all()
 
