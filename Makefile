@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FRAMEWORKS := langchain autogen llamaindex openai
+# Options for every pytest; CI tries a failed test once more (.ci/run) and lists it.
+AGAIN ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-slow attack soak test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean bubblewrap soak-tools
@@ -11,11 +13,11 @@ demo: setup ## Agents of four frameworks at once on the demo model, with and wit
 	$(BIN)/aios demo
 
 test: setup ## The default suite: no network, no GPU, a few minutes on two cores.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(AGAIN)
 
 test-slow: setup ## Long suites: state machines, kills, real frameworks on the demo model.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile \
-		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(AGAIN)
 
 attack: setup ## The attacks of docs/security.md, slow ones too, and a million results without a foreign canary; runs/canaries.json.
 	mkdir -p runs
@@ -79,7 +81,7 @@ soak-tools: setup ## 1,000 kills of a kernel with tools at work; effects are cou
 	SOAK_KILLS=1000 $(BIN)/python -m pytest -m slow kernel/tests/tools/test_kills.py
 
 test-llamacpp: .venv-gguf/.installed ## The llamacpp engine: contract suites on small GGUF files, and its own tests.
-	.venv-gguf/bin/python -m pytest kernel/tests/engine tests/test_engines.py -k llamacpp
+	.venv-gguf/bin/python -m pytest kernel/tests/engine tests/test_engines.py -k llamacpp $(AGAIN)
 
 # vLLM in the kernel's place: its own environment's packages, the kernel's few others on top, and the sources.
 .venv-vllm-kernel/.installed: .venv-vllm/.installed kernel/pyproject.toml
@@ -116,7 +118,7 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 
 # REPORT=docs/frameworks.json writes down what was seen.
 test-environments: setup ## The OpenAI SDK 2 and 3, and frameworks without an adapter, each in an environment of its own (nox).
-	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox
+	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -- $(AGAIN)
 
 test-frameworks: setup ## Of these, the frameworks: agents that know nothing of us, by environment variables alone.
 	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1 agents-camel agents-open-interpreter

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 MAIN = ROOT / ".venv" / "bin" / "python"
 GROUPS: dict[str, Any] = tomllib.loads((ROOT / "tests" / "environments" / "groups.toml").read_text())
 
-TOOLS = ["pytest>=8,<10", "pytest-asyncio>=1,<2", "pytest-timeout>=2.3,<3"]
+TOOLS = ["pytest>=8,<10", "pytest-asyncio>=1,<2", "pytest-timeout>=2.3,<3", "pytest-rerunfailures>=16.7,<17"]
 
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True

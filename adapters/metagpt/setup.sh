@@ -26,5 +26,5 @@ fi
 "$venv/bin/python" -m pip install --quiet uv
 echo lancedb >"$overrides"
 "$venv/bin/python" -m uv pip install --python "$venv/bin/python" --override "$overrides" metagpt==0.8.2 \
-    pytest pytest-asyncio pytest-timeout -e "$root/kernel" -e "$root" -e "$root/adapters/metagpt"
+    pytest pytest-asyncio pytest-timeout "pytest-rerunfailures>=16.7,<17" -e "$root/kernel" -e "$root" -e "$root/adapters/metagpt"
 echo "MetaGPT's environment is ready: $venv"
