@@ -7,7 +7,7 @@ FRAMEWORKS := langchain autogen llamaindex openai
 AGAIN ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow attack soak test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean bubblewrap soak-tools
+.PHONY: demo test test-slow attack soak test-llamacpp test-vllm test-environments test-frameworks check nightly bench bench-peers setup format clean bubblewrap soak-tools framework-suites
 
 demo: setup ## Agents of four frameworks at once on the demo model, with and without the kernel.
 	$(BIN)/aios demo
@@ -120,10 +120,21 @@ $(VENV)/.installed: pyproject.toml requirements-dev.txt kernel/pyproject.toml ev
 test-environments: setup ## The OpenAI SDK 2 and 3, and frameworks without an adapter, each in an environment of its own (nox).
 	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -- $(AGAIN)
 
+# The main environment with what the frameworks' tests import on top of it.
+.venv-suites/.installed: $(VENV)/.installed tests/outside/suites.toml
+	$(PYTHON) -m venv .venv-suites
+	echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" > .venv-suites/lib/python3.11/site-packages/main.pth
+	$(BIN)/python -c "import tomllib; [print(p) for s in tomllib.load(open('tests/outside/suites.toml', 'rb')).values() for p in s.get('packages', [])]" > .venv-suites/packages.txt
+	.venv-suites/bin/python -m pip install --quiet -r .venv-suites/packages.txt
+	touch $@
+
+framework-suites: setup .venv-suites/.installed ## The frameworks' own test suites, without us and through the kernel: the same outcomes; runs/passthrough.json.
+	OMP_NUM_THREADS=1 .venv-suites/bin/python scripts/framework_suites.py $(SUITES)
+
 test-frameworks: setup ## Of these, the frameworks: agents that know nothing of us, by environment variables alone.
 	OUTSIDE_REPORT=$(REPORT) $(BIN)/python -m nox -s agents-openai-2 agents-openai-3 agents-mcp-1 agents-camel agents-open-interpreter
 
 include adapters/metagpt/Makefile.inc
 
 clean:
-	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .venv-gguf .venv-vllm-kernel .nox build dist .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-metagpt .venv-nightly .venv-vllm .venv-llamacpp .venv-gguf .venv-vllm-kernel .venv-suites .nox build dist .pytest_cache .ruff_cache .hypothesis runs

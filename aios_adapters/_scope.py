@@ -296,7 +296,7 @@ class Scope:
         job = ToolRun(run, self._give_back)
         cancel = self._link.client().start(begin, job.answered, program=self.program)
         try:
-            result = job.wait(lambda limit_s: _timed_out(name, self.agent, limit_s))
+            result = job.wait(lambda grant: self.late(name, grant))
         except BaseException as error:
             job.drop()
             if job.grant is None:
@@ -318,16 +318,25 @@ class Scope:
         return result
 
     async def arun_tool(
-        self, name: str, arguments: str, run: Callable[[], Awaitable[T]], *, call_id: str | None = None
+        self,
+        name: str,
+        arguments: str,
+        run: Callable[[], Awaitable[T]],
+        *,
+        call_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> T:
-        """Like `run_tool`, for a tool that is awaited; at its time limit it is cancelled."""
-        grant = await self.acall(self._begin(name, arguments, call_id), ToolGrant)
+        """Like `run_tool`, for a tool that is awaited; at its time limit it is cancelled.
+
+        `timeout_s` is asked for in place of the kernel's `tool_timeout_s`; a shorter limit of the tools file holds.
+        """
+        grant = await self.acall(self._begin(name, arguments, call_id, timeout_s), ToolGrant)
         limit = asyncio.timeout(grant.timeout_s)
         try:
             async with limit:
                 result = await run()
         except TimeoutError as error:
-            failure = _timed_out(name, self.agent, grant.timeout_s) if limit.expired() else error
+            failure = self.late(name, grant) if limit.expired() else error
             self._tool_failed(grant, failure)
             raise failure from error
         except BaseException as error:
@@ -336,9 +345,18 @@ class Scope:
         self._post(ToolEnd(grant=grant.grant, result_bytes=_size(result)))
         return result
 
-    def _begin(self, name: str, arguments: str, call_id: str | None) -> ToolBegin:
+    def late(self, name: str, grant: ToolGrant) -> errors.ToolTimeout:
+        """The error of a tool that did not end within its grant's time."""
+        if grant.run_s is not None:
+            what, fix = f"by the run's deadline of {grant.run_s:g} s", "raise deadline= of the decorator"
+        else:
+            what = f"within {grant.timeout_s:g} s"
+            fix = "raise tool_timeout_s in aios.toml (or AIOS_TOOL_TIMEOUT_S), or make the tool faster"
+        return errors.ToolTimeout(f'tool "{name}" did not end {what}', agent=self.agent, syscall="tool.begin", fix=fix)
+
+    def _begin(self, name: str, arguments: str, call_id: str | None, timeout_s: float | None = None) -> ToolBegin:
         limit = self._tool_limits.get(name, _NO_LIMIT)
-        return ToolBegin(name, arguments, call_id, max_running=limit.max_running, exclusive=limit.exclusive)
+        return ToolBegin(name, arguments, call_id, timeout_s, max_running=limit.max_running, exclusive=limit.exclusive)
 
     def _give_back(self, grant: ToolGrant) -> None:
         """End a grant that came when nobody waited for it any more; it may hold a place."""
@@ -436,15 +454,6 @@ def _checked(result: Result, answer: type[R]) -> R:
     if not isinstance(result, answer):
         raise errors.ProtocolError(f"the kernel answered {type(result).__name__} where {answer.__name__} was due")
     return result
-
-
-def _timed_out(name: str, agent: str, limit_s: float) -> errors.ToolTimeout:
-    return errors.ToolTimeout(
-        f'tool "{name}" did not end within {limit_s:g} s',
-        agent=agent,
-        syscall="tool.begin",
-        fix="raise tool_timeout_s in aios.toml (or AIOS_TOOL_TIMEOUT_S), or make the tool faster",
-    )
 
 
 def _size(result: Any) -> int:

@@ -54,8 +54,8 @@ class ToolRun(Job):
         """Do not begin any more: nobody waits."""
         self._dropped = True
 
-    def wait(self, timed_out: Callable[[float], BaseException]) -> Any:
-        """The tool's result. Raises what it raised, the kernel's refusal, or `timed_out(limit_s)`."""
+    def wait(self, timed_out: Callable[[ToolGrant], BaseException]) -> Any:
+        """The tool's result. Raises what it raised, the kernel's refusal, or `timed_out(grant)`."""
         wait_s = _FIRST_LOOK_S
         while True:
             try:
@@ -65,7 +65,7 @@ class ToolRun(Job):
                     continue
                 wait_s = self._began_s + self.grant.timeout_s - time.monotonic()
                 if wait_s <= 0:
-                    raise timed_out(self.grant.timeout_s) from None
+                    raise timed_out(self.grant) from None
             else:
                 if error is not None:
                     raise error

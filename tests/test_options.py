@@ -94,7 +94,7 @@ async def test_a_deadline_holds_for_children_and_tools(fake_kernel: KernelHandle
     async def outer() -> None:
         await inner()
 
-    with pytest.raises(errors.ToolTimeout):
+    with pytest.raises(errors.ToolTimeout, match=r"did not end by the run's deadline of 0\.3 s"):
         await outer()
 
 

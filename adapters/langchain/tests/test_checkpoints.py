@@ -370,3 +370,25 @@ def test_the_decorators_word_counts(fake_kernel: KernelHandle, mode: Any, expect
     assert agent("say one") == ["say one", "one"]
     assert agent("say two") == ["say two", "two"]
     assert {call for call in syscalls(fake_kernel) if call.startswith("storage.")} == expected
+
+
+class OfOldTimes(Elsewhere):
+    """As savers were before tasks had paths; LangGraph asks what a saver's methods take."""
+
+    def put_writes(self, config: Any, writes: Any, task_id: str) -> None:  # type: ignore[override]
+        self.inner.put_writes(config, writes, task_id)
+
+    async def aput_writes(self, config: Any, writes: Any, task_id: str) -> None:  # type: ignore[override]
+        self.put_writes(config, writes, task_id)
+
+
+async def test_a_saver_that_takes_no_task_path_is_given_none(fake_kernel: KernelHandle) -> None:
+    @aios.agent(name="old")
+    async def run() -> Any:
+        state = counter(OfOldTimes(), "a").invoke({"steps": []}, THREAD)
+        assert await counter(OfOldTimes(), "a").ainvoke({"steps": []}, THREAD) == state
+        return state
+
+    assert await run() == {"steps": ["a"]}
+    (program,) = fake_kernel.ps()
+    assert program.storage_calls > 0

@@ -297,10 +297,11 @@ class JobList(_Message, frozen=True, tag="tool.job_list"):
 
 
 class ToolGrant(_Message, frozen=True, tag="tool.grant"):
-    """Leave to run a tool until `timeout_s` seconds have passed."""
+    """Leave to run a tool until `timeout_s` seconds have passed; `run_s` is the run's deadline if that cut them."""
 
     grant: str
     timeout_s: float
+    run_s: float | None = None
 
 
 class ToolOutput(_Message, frozen=True, tag="tool.output"):

@@ -50,18 +50,19 @@ class ToolService:
 
     def _begin(self, open_call: OpenCall, call: ToolBegin) -> ToolGrant | Coroutine[Any, Any, ToolGrant]:
         program, terms = open_call.program, open_call.program.terms
-        if terms.ends_at_s is not None:
-            left_s = max(terms.ends_at_s - time.monotonic(), _LEAST_S)
+        left_s = None if terms.ends_at_s is None else max(terms.ends_at_s - time.monotonic(), _LEAST_S)
+        if left_s is not None:
             call = msgspec.structs.replace(call, timeout_s=min(left_s, call.timeout_s or left_s))
         request = self._grants.checked(program.principal, call, allowed=terms.tools)
+        run_s = terms.run_s if request.limit_s == left_s else None
         if not self._grants.slots.take_now(request.demand):
-            return self._begin_later(open_call, request)
-        grant = self._grants.begin(program.id, request, time.monotonic())
+            return self._begin_later(open_call, request, run_s)
+        grant = self._grants.begin(program.id, request, time.monotonic(), run_s=run_s)
         program.tools[grant.grant] = call.name
         self._observe(ToolBegan(program.id, call.name, request.expected_s))
         return grant
 
-    async def _begin_later(self, open_call: OpenCall, request: ToolRequest) -> ToolGrant:
+    async def _begin_later(self, open_call: OpenCall, request: ToolRequest, run_s: float | None) -> ToolGrant:
         """Wait for a place, paused on the tool as if it ran."""
         program, key, began = open_call.program, f"call-{open_call.id}", time.monotonic()
         span = TimeLimit.starting_now(request.limit_s)
@@ -76,7 +77,8 @@ class ToolService:
                 raise no_place(request.name, span.limit_s, request.demand.exclusive) from None
             raise
         del program.tools[key]
-        grant = self._grants.begin(program.id, request, time.monotonic(), left_s=max(span.left_s, _LEAST_S))
+        left_s = max(span.left_s, _LEAST_S)
+        grant = self._grants.begin(program.id, request, time.monotonic(), left_s=left_s, run_s=run_s)
         program.tools[grant.grant] = request.name
         return grant
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -156,6 +157,8 @@ def test_the_tools_file_has_rules_for_tools_of_agents() -> None:
     request = grants.checked("me", call)
     assert request.demand == Demand("local deploy", 2, "cluster")
     assert (request.limit_s, request.expected_s) == (9.0, 3.0)
+    limits = [grants.checked("me", msgspec.structs.replace(call, timeout_s=asked)).limit_s for asked in (4.0, 50.0)]
+    assert limits == [4.0, 9.0]
     other = ToolBegin(name="other", max_running=50)
     assert grants.checked("me", other).demand != grants.checked("you", other).demand, "each principal has its own"
     with pytest.raises(InvalidRequest, match="max_running"):

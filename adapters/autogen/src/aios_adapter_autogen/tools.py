@@ -129,7 +129,7 @@ async def _under_grant(
                 except StopAsyncIteration:
                     return
                 except TimeoutError as error:
-                    raise (_timed_out(scope, call.name, grant.timeout_s) if limit.expired() else error) from None
+                    raise (scope.late(call.name, grant) if limit.expired() else error) from None
                 yield item
         except BaseException as error:
             end = ToolEnd(grant=grant.grant, ok=False, error=f"{type(error).__name__}: {error}"[:500])
@@ -180,12 +180,3 @@ def _json(arguments: Mapping[str, Any] | None) -> str:
 
 def _tool_error(name: str, error: errors.AiosError) -> ToolResult:
     return ToolResult(name=name, result=[TextResultContent(content=str(error))], is_error=True)
-
-
-def _timed_out(scope: Scope, name: str, limit_s: float) -> errors.ToolTimeout:
-    return errors.ToolTimeout(
-        f'tool "{name}" did not end within {limit_s:g} s',
-        agent=scope.agent,
-        syscall="tool.begin",
-        fix="raise tool_timeout_s in aios.toml (or AIOS_TOOL_TIMEOUT_S), or make the tool faster",
-    )

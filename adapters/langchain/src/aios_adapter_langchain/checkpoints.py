@@ -174,12 +174,13 @@ class CheckpointHooks:
         config: Any,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
-        task_path: str = "",
+        *path: Any,
+        **named: Any,
     ) -> None:
-        """Write what a task did before its step is over."""
+        """Write what a task did before its step is over. Savers from before LangGraph's task paths take none."""
         book = self._book(scope, original, saver)
         with _quiet(book):
-            original(saver, config, writes, task_id, task_path)
+            original(saver, config, writes, task_id, *path, **named)
         run(scope, book.after_writes(saver, config, task_id, _indexes(writes)))
 
     async def aput_writes(
@@ -191,12 +192,13 @@ class CheckpointHooks:
         config: Any,
         writes: Sequence[tuple[str, Any]],
         task_id: str,
-        task_path: str = "",
+        *path: Any,
+        **named: Any,
     ) -> None:
         """Like `put_writes`."""
         book = self._book(scope, original, saver)
         with _quiet(book):
-            await original(saver, config, writes, task_id, task_path)
+            await original(saver, config, writes, task_id, *path, **named)
         await arun(scope, book.after_writes(saver, config, task_id, _indexes(writes)))
 
     def delete_thread(self, scope: Scope, original: Original, saver: Any, /, thread_id: str) -> None:

@@ -18,6 +18,7 @@ def aios_adapter() -> Adapter:
             "metagpt.utils.yaml_model": _settings,
             "metagpt.provider.base_llm": _llm,
             "metagpt.provider.openai_api": _openai_llm,
+            "metagpt.actions.action": _actions,
             "metagpt.roles.role": _roles,
         },
     )
@@ -39,6 +40,12 @@ def _openai_llm(patcher: Patcher) -> None:
     from aios_adapter_metagpt import openai_llm
 
     openai_llm.install(patcher)
+
+
+def _actions(patcher: Patcher) -> None:
+    from aios_adapter_metagpt import actions
+
+    actions.install(patcher)
 
 
 def _roles(patcher: Patcher) -> None:

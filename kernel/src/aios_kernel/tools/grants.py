@@ -116,9 +116,12 @@ class ToolGrants:
             self._checkers[call.name].check(arguments)
         rule = self._rules.get(call.name, _NO_RULE)
         limit_s = check_timeout(call.timeout_s, rule.timeout_s or self._default_timeout_s)
+        limit_s = min(limit_s, rule.timeout_s or limit_s)  # an agent may ask for less than the tools file allows
         return ToolRequest(call.name, _demand(principal, call, rule), limit_s, call.expected_s or rule.expected_s)
 
-    def begin(self, program: str, request: ToolRequest, now: float, *, left_s: float | None = None) -> ToolGrant:
+    def begin(
+        self, program: str, request: ToolRequest, now: float, *, left_s: float | None = None, run_s: float | None = None
+    ) -> ToolGrant:
         """Grant a program the run of a tool in a place that was taken for it.
 
         Args:
@@ -126,11 +129,12 @@ class ToolGrants:
             request: the checked call.
             now: seconds on the caller's clock.
             left_s: seconds that are left of its limit; None: all.
+            run_s: the run's deadline in seconds, if that is what limits the call.
         """
         limit_s = request.limit_s if left_s is None else left_s
         grant = secrets.token_urlsafe(16)
         self._open[grant] = _Open(program, request.name, now, limit_s, request.demand)
-        return ToolGrant(grant=grant, timeout_s=limit_s)
+        return ToolGrant(grant=grant, timeout_s=limit_s, run_s=run_s)
 
     def end(self, program: str, call: ToolEnd, now: float) -> float:
         """Take a report that a tool has ended; gives the seconds it ran.
