@@ -45,3 +45,9 @@ def test_the_first_of_the_largest_that_are_allowed(
         token for token, fine in zip(masked.argmax(axis=1).tolist(), finite, strict=True) if fine
     ]
     assert np.array_equal(logits, before, equal_nan=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = torch.from_numpy(logits).to(dtype)
+        expected = given.float().numpy()
+        tokens, finite = choice.best(given)
+        assert tokens == expected.argmax(axis=1).tolist()
+        assert finite == np.isfinite(expected[np.arange(rows + 2), tokens]).tolist()

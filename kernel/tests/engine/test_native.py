@@ -82,8 +82,11 @@ def test_attends_as_plain_attention_does(
     query = torch.randn(1, n_heads, sum(len(side.slots) for side in sides), key_dim, dtype=dtype)
     scoring = Scoring(0.3, window, softcap)
     filled = plan([], [(len(everything), everything[:N_BLOCKS])], everything, everything)
-    memory.attend(0, filled, keys[:, :1].expand(-1, n_heads, -1, -1), keys, values, scoring)
     slots = np.concatenate([side.slots for side in sides])
+    # What stands where the new tokens go must not matter.
+    before, others = keys.clone(), values.clone()
+    before[:, :, slots], others[:, :, slots] = 9.0, 9.0
+    memory.attend(0, filled, keys[:, :1].expand(-1, n_heads, -1, -1), before, others, scoring)
     singles = [side.table for side in sides if len(side.slots) == 1]
     chunks = [(len(side.slots), side.table) for side in sides if len(side.slots) > 1]
     laid_out = plan(singles, chunks, slots, np.concatenate([side.positions for side in sides]))

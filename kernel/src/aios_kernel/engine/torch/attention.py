@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aios_kernel.engine.torch.direct import call_directly
 from aios_kernel.engine.torch.kv import KvMemory
 from aios_kernel.engine.torch.layout import PIECE, Chunk, DecodeGroup, Layout
 from aios_kernel.engine.torch.native.memory import NativeKvMemory, Scoring
@@ -102,6 +103,8 @@ def attend_by_number(  # noqa: PLR0913 - an operation takes tensors and numbers 
     needs the result of the one before.
     """
     layout, memory = _running[forward]
+    if layout.plan is not None and isinstance(memory, NativeKvMemory):
+        return memory.attend(layer, layout.plan, query, key, value, Scoring(scale, window, softcap))
     return _attend(query, key, value, layout, _Attend(memory, layer, scale, window, softcap))
 
 
@@ -117,6 +120,7 @@ _operations.define(
 for _device in ("CPU", "CUDA"):
     _operations.impl("paged_attention", attend_by_number, _device)
 torch.library.register_fake("aios::paged_attention", _shape_of_attention, lib=_operations)
+call_directly(torch.ops.aios.paged_attention.default, attend_by_number)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, attend: _Attend) -> Tensor:

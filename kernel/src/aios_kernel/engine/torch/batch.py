@@ -82,7 +82,7 @@ def pack(
         last: what the last step has left of its layout, for steps of the compiled attention in which all decode.
     """
     if last is not None and cache is None:
-        if all(work.n_tokens == 1 and work.finishes for work in works):
+        if all(work.n_tokens == 1 == len(work.context.tokens) - work.context.computed for work in works):
             return _pack_decoding(works, last)
         last.forget()
     single = [work for work in works if work.n_tokens == 1]
@@ -125,7 +125,7 @@ def _pack_decoding(works: Sequence[Work], last: DecodingRows) -> Batch:
     ids, plan = last.lay([work.context for work in works])
     rows = [works[place] for place in last.order]
     return Batch(
-        ids=torch.tensor(ids),
+        ids=torch.from_numpy(np.array(ids)),
         positions=torch.from_numpy(plan.positions),
         layout=Layout(torch.from_numpy(plan.slots), [], [], plan),
         rows=_first(len(rows)),

@@ -117,6 +117,8 @@ class TorchEngine:
             None if native or paged else DenseCache(sum(shape.width for shape in shapes) * runner.dtype.itemsize)
         )
         self._decoding = DecodingRows()
+        self._checked: list[tuple[TorchContext, int]] = []
+        """The last plan, if it was of one token each: most often it is asked for again."""
         self._lookahead = Lookahead(runner.vocab, on_host=runner.device.type == "cpu")
         self._embedder = TextEmbedder(runner.model, runner.shapes, max_step_tokens)
         self.capabilities = Capabilities(
@@ -442,6 +444,7 @@ class TorchEngine:
 
     def _forget_copies(self) -> None:
         self._decoding.forget()
+        self._checked = []
         if self._ahead is not None:
             self._ahead.forget()
         if self._dense is not None:
@@ -499,7 +502,8 @@ class TorchEngine:
     def _settle_one(self, work: Work) -> StepOutput:
         """Make the step's result part of the context."""
         context, choice = work.context, work.choice
-        start, context.computed = context.computed, work.length
+        start = context.computed
+        context.computed = start + work.n_tokens
         if choice is not None and not choice.finite:
             context.poisoned = True
             for block in context.blocks[start // BLOCK :]:
@@ -513,16 +517,8 @@ class TorchEngine:
         if choice.error is not None:
             return StepOutput(context, work.n_tokens, error=choice.error)
         context.tokens.append(choice.token)
-        return StepOutput(
-            context,
-            work.n_tokens,
-            token=choice.token,
-            argmax=choice.argmax,
-            margin=choice.margin,
-            logprob=choice.logprob,
-            top=choice.top,
-            prompt=work.scores,
-        )
+        told = choice.token, choice.argmax, choice.margin, choice.logprob, choice.top
+        return StepOutput(context, work.n_tokens, *told, work.scores)
 
     def _run_alone(self, context: TorchContext, n_tokens: int) -> StepOutput:
         """One context of a step that failed, to find out whether the fault is its own."""
@@ -561,6 +557,8 @@ class TorchEngine:
         return context
 
     def _check_plan(self, plan: Sequence[tuple[Context, int]]) -> list[tuple[TorchContext, int]]:
+        if plan == self._checked and not any(context.closed for context, _ in self._checked):
+            return self._checked
         if len({id(context) for context, _ in plan}) != len(plan):
             raise ValueError("a plan names a context twice")
         entries: list[tuple[TorchContext, int]] = []
@@ -569,6 +567,7 @@ class TorchEngine:
             if n_tokens < 1:
                 raise ValueError("a plan asks for less than one token of a context")
             entries.append((own, 1 if n_tokens == 1 else min(n_tokens, own.pending, most_at_once(own))))
+        self._checked = entries if all(n_tokens == 1 for _, n_tokens in plan) else []
         return entries
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:

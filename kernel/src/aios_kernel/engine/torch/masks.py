@@ -59,6 +59,17 @@ class Masks:
             for place, bit in zip(places, bits.tolist(), strict=True)
         ]
 
+    def known(self, contexts: Sequence[TorchContext]) -> tuple[Tensor, list[int]] | None:
+        """The masks, and which of them each context's greedy choice is to be made by; -1: by none of them.
+
+        None: there is no mask.
+        """
+        if self._bits is None:
+            return None
+        rows, errors = self._rows, self._errors
+        places = [rows.get(id(context), -1) if context.greedy else -1 for context in contexts]
+        return self._bits, [-1 if place in errors else place for place in places] if errors else places
+
     def apply(self, logits: Tensor, contexts: Sequence[TorchContext]) -> Sequence[str | None]:
         """Set what is not allowed to minus infinity, in place; give why a mask could not be made, or None, a row.
 

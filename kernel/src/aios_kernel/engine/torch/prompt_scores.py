@@ -23,10 +23,10 @@ def score_prompts(logits: Tensor, works: Sequence[Work]) -> None:
     """Leave the scores of their prompts' tokens with the works.
 
     Args:
-        logits: float32, [rows, vocab]; `Work.scored` rows of each work, in order.
+        logits: as the model gives them, [rows, vocab]; `Work.scored` rows of each work, in order.
         works: what was computed; their contexts do not count it as such yet.
     """
-    logprobs = log_probabilities(logits)
+    logprobs = log_probabilities(logits.float())
     tokens: list[int] = []
     tops: list[int] = []
     for work in works:

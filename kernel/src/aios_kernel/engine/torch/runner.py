@@ -59,6 +59,11 @@ class ModelRunner:
         self.shapes = self._probe()
 
     @property
+    def adaptable(self) -> bool:
+        """Whether `take_adapters` was called."""
+        return self._switch is not None
+
+    @property
     def compiled(self) -> bool:
         """Whether `compile` was called and succeeded."""
         return self._compiled is not None
@@ -72,7 +77,7 @@ class ModelRunner:
         rows: Tensor,
         adapters: Table | None = None,
     ) -> Tensor:
-        """Compute packed tokens and write their KV; give float32 logits of the rows asked for.
+        """Compute packed tokens and write their KV; give the logits of the rows asked for.
 
         Args:
             ids: packed tokens, [tokens].
@@ -83,7 +88,7 @@ class ModelRunner:
             adapters: the tokens' LoRA adapters, once `take_adapters` was called; None: no token has one.
 
         Returns:
-            Logits, [n, vocab].
+            Logits, [n, vocab]: float32 on a GPU, on the CPU in the model's dtype, since a first choice needs no other.
         """
         inputs = ids, positions, rows, (layout, memory)
         if adapters is None:
@@ -118,7 +123,7 @@ class ModelRunner:
             logits_to_keep=rows,
             aios_forward=forward,
         )
-        return out.logits[0].float()
+        return out.logits[0] if self.device.type == "cpu" else out.logits[0].float()
 
     @property
     def heads(self) -> int:

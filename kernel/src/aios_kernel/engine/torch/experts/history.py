@@ -84,12 +84,13 @@ class RouterHistory:
             found = self._distances = self._recency() if self.mode == "recency" else self._rank()
         return found
 
-    def observe(self, layer: int, chosen: Ints) -> None:
+    def observe(self, layer: int, chosen: Ints, *, learn: bool = True) -> None:
         """Learn what a layer's router chose for the tokens of a pass.
 
         Args:
             layer: place among those with experts; they are observed in their order, pass after pass.
             chosen: experts of each token, [tokens, k].
+            learn: whether to count what follows from what; if not, only what is needed to rank experts by their use.
         """
         sample = chosen[:: -(-len(chosen) // _SAMPLE)]
         uses = np.bincount(chosen.reshape(-1), minlength=self.experts)
@@ -97,9 +98,12 @@ class RouterHistory:
         self._clock += 1
         self._last_use[layer, used] = self._clock
         if self.mode == "predict":
-            self._judge(layer, used)
-            self._count(layer, sample)
-            self._foresight.learn(layer, sample)
+            if learn:
+                self._judge(layer, used)
+                self._count(layer, sample)
+                self._foresight.learn(layer, sample)
+            else:
+                self._tried.pop(layer, None)
             for shares, weight in ((self._slow, _SLOW), (self._fast, _FAST)):
                 shares[layer] *= 1 - weight
                 shares[layer, used] += weight

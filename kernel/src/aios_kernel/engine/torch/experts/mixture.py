@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from aios_kernel.engine.torch.experts.cache import ExpertCache
 from aios_kernel.engine.torch.experts.cold import ColdExperts
 from aios_kernel.engine.torch.experts.forms import ExpertShape, FullSlot, Int8Slot, Slot, int8_bytes
 from aios_kernel.engine.torch.experts.history import RouterHistory
+from aios_kernel.engine.torch.experts.rest import Rest
 from aios_kernel.engine.torch.experts.transfer import Store, Transfer
 from aios_kernel.syscalls import ExpertStatus
 
@@ -106,6 +108,7 @@ class CachedMixture:
     ) -> None:
         self.stored, self.shape = stored, shape
         self.history = RouterHistory(shape.layers, shape.expert.count, mode)
+        self.rest = Rest()
         slots = _MixtureSlots(stored, shape, device)
         self.cache: ExpertCache[Slot] = ExpertCache(shape.count, budget, slots, self.history)
 
@@ -113,15 +116,35 @@ class CachedMixture:
         self, layer: int, chosen: NDArray[np.int64], names: Callable[[], NDArray[np.int64]] | None = None
     ) -> Generator[tuple[int, Slot]]:
         """See `module.Source`."""
-        count, resident = self.shape.expert.count, self.cache.resident
-        first, following = layer * count, (layer + 1) % self.shape.layers * count
-        self.history.observe(layer, chosen)
+        if layer == 0:
+            self.rest.begin_pass()
+        first = layer * self.shape.expert.count
         needed = sorted({*(first + chosen).reshape(-1).tolist()})
-        if not resident[needed].all() or not resident[following : following + count].all():
-            self.history.predict(names)
-        with contextlib.closing(self.cache.each(needed, self.history.wishes(resident))) as experts:
+        began, waited = time.perf_counter(), self.cache.counts.waited_s
+        wishes = self._foresee(layer, chosen, needed, names)
+        cost = time.perf_counter() - began
+        with contextlib.closing(self.cache.each(needed, wishes)) as experts:
             for number, slot in experts:
                 yield number - first, slot
+        self.rest.end_layer(cost, self.cache.counts.waited_s - waited)
+
+    def _foresee(
+        self,
+        layer: int,
+        chosen: NDArray[np.int64],
+        needed: Sequence[int],
+        names: Callable[[], NDArray[np.int64]] | None,
+    ) -> Sequence[int]:
+        """Learn what was chosen; give the numbers of experts to read ahead, if it pays to ask."""
+        working = self.rest.working
+        self.history.observe(layer, chosen, learn=working)
+        if not working:
+            return ()
+        count, resident = self.shape.expert.count, self.cache.resident
+        following = (layer + 1) % self.shape.layers * count
+        if not resident[needed].all() or not resident[following : following + count].all():
+            self.history.predict(names)
+        return self.history.wishes(resident)
 
     @property
     def unused_bytes(self) -> int:

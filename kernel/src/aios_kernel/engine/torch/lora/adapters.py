@@ -76,6 +76,8 @@ class Adapters:
 
     def table(self, works: Sequence[Work]) -> Table | None:
         """The adapters of a forward's rows; None where it has none. Contexts that decode keep theirs for many steps."""
+        if not self._runner.adaptable:
+            return None
         users = [(work.context.lora, work.n_tokens) for work in works]
         if not any(adapter for adapter, _ in users):
             return None

@@ -12,7 +12,7 @@ from aios_kernel.engine.torch.native.linear import product
 def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None, width: int, number: int, site: int) -> Tensor:
     """As `linear.multiply`, for the layer `site` in the forward whose table has this number."""
     table = table_of(number)
-    return product(rows, weight, None, bias, width, 0, (table.call(site, rows), site, -1, table.after(site)))
+    return product(rows, weight, None, bias, width, 0, (table.call(site, rows) or 0, site, -1, table.after(site)))
 
 
 def multiply_gated(  # noqa: PLR0913 - an operation takes tensors and numbers only
@@ -27,7 +27,7 @@ def multiply_gated(  # noqa: PLR0913 - an operation takes tensors and numbers on
 ) -> Tensor:
     """As `linear.multiply_gated`, for two layers."""
     table = table_of(number)
-    added = table.call(site, rows), site, gate_site, table.after(site)
+    added = table.call(site, rows) or 0, site, gate_site, table.after(site)
     return product(rows, weight, gate, None, width, activation, added)
 
 

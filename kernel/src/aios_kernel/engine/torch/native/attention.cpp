@@ -17,6 +17,7 @@ constexpr int TILE_BLOCKS = 8;
 constexpr int TILE = TILE_BLOCKS * BLOCK;
 constexpr int MOST_ROWS = 64;  // query rows (tokens times heads of a group) that are attended together
 constexpr int FEW_ROWS = 16;
+constexpr int FETCHING = 4;  // rows of a head up to which attention waits for memory, and fetches what comes next
 constexpr float LOWEST = -1e30f;
 
 struct Call {
@@ -47,9 +48,11 @@ float total(Floats x) {
   return x[0];
 }
 
-// Rows `first` to `end` with the heads `head` to `last_head`.
+// Rows `first` to `end` with the heads `head` to `last_head`. `puts`: their own keys and values are still to be written.
 struct Task {
   int64_t first, end, shared, head, last_head;
+  bool puts;
+  bool single() const { return end - first == 1; }
 };
 
 // What one thread works with: query rows, their running softmax, one tile of scores.
@@ -96,8 +99,9 @@ struct Attention {
     return call.values + (block * call.kv_heads + head) * VALUE_WORDS * width;
   }
 
+  // `next`: for each block what is read after it, to be fetched meanwhile by rows so few that they wait for memory.
   template <int R, int B>
-  void score(int row, const int32_t *const *keys, int column) const {
+  void score(int row, const int32_t *const *keys, const int32_t *const *next, int column) const {
     Floats sum[R][B] = {};
     const int32_t *query = s.query.data() + (size_t)row * key_words;
     for (int word = 0; word < key_words; word++) {
@@ -105,8 +109,7 @@ struct Attention {
 #pragma GCC unroll 8
       for (int b = 0; b < B; b++) {
         std::memcpy(&key[b], keys[b] + word * BLOCK, 64);
-        // Few rows wait for memory: the same place of the next head is what comes next.
-        if (R <= 4) __builtin_prefetch(keys[b] + (word + key_words) * BLOCK, 0, 3);
+        if (R <= FETCHING && next) __builtin_prefetch(next[b] + word * BLOCK, 0, 3);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
@@ -118,20 +121,22 @@ struct Attention {
   }
 
   template <int R>
-  void score_rows(int &row, int end, const int32_t *const *keys, int blocks) const {
+  void score_rows(int &row, int end, const int32_t *const *keys, const int32_t *const *next, int blocks,
+                  int column = 0) const {
     constexpr int B = R > 2 ? 2 : 4;
     for (; row + R <= end; row += R) {
       int b = 0;
-      for (; b + B <= blocks; b += B) score<R, B>(row, keys + b, b * BLOCK);
-      for (; b < blocks; b++) score<R, 1>(row, keys + b, b * BLOCK);
+      for (; b + B <= blocks; b += B) score<R, B>(row, keys + b, next, column + b * BLOCK);
+      for (; b < blocks; b++) score<R, 1>(row, keys + b, next, column + b * BLOCK);
     }
   }
 
   template <int R, int D>
-  void weigh(int row, const int32_t *const *values, int blocks, int column) const {
+  void weigh(int row, const int32_t *const *values, const int32_t *const *next, int first, int blocks,
+             int column) const {
     Floats sum[R][D];
     float *to = sums() + (size_t)row * width + column;
-    const int32_t *weights = weight_row(row);
+    const int32_t *weights = weight_row(row) + first * VALUE_WORDS;
     for (int r = 0; r < R; r++)
       for (int d = 0; d < D; d++) sum[r][d] = load(to + r * width + d * 16);
     for (int b = 0; b < blocks; b++)
@@ -140,7 +145,7 @@ struct Attention {
 #pragma GCC unroll 8
         for (int d = 0; d < D; d++) {
           std::memcpy(&value[d], values[b] + word * width + column + d * 16, 64);
-          if (R <= 2) __builtin_prefetch(values[b] + (word + VALUE_WORDS) * width + column + d * 16, 0, 3);
+          if (R <= FETCHING && next) __builtin_prefetch(next[b] + word * width + column + d * 16, 0, 3);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -153,11 +158,12 @@ struct Attention {
   }
 
   template <int R>
-  void weigh_rows(int &row, int end, const int32_t *const *values, int blocks) const {
+  void weigh_rows(int &row, int end, const int32_t *const *values, const int32_t *const *next, int blocks,
+                  int first = 0) const {
     for (; row + R <= end; row += R) {
       int column = 0;
-      for (; column + 64 <= width; column += 64) weigh<R, 4>(row, values, blocks, column);
-      for (; column < width; column += 16) weigh<R, 1>(row, values, blocks, column);
+      for (; column + 64 <= width; column += 64) weigh<R, 4>(row, values, next, first, blocks, column);
+      for (; column < width; column += 16) weigh<R, 1>(row, values, next, first, blocks, column);
     }
   }
 
@@ -197,7 +203,8 @@ struct Attention {
 
   // Rows `row` to `end` of every head of a task attend to the blocks `first` to `last` of a table. The heads take turns
   // at each tile, because their blocks are neighbours in memory.
-  void attend(const Task &task, int row, int end, const int64_t *table, int64_t first, int64_t last) const {
+  void attend(const Task &task, int row, int end, const int64_t *table, int64_t first, int64_t last,
+              const int32_t *following) const {
     const int rows = (int)(task.end - task.first) * group;
     int64_t low = s.positions[row], high = low;
     for (int r = row; r < end; r++) {
@@ -209,11 +216,57 @@ struct Attention {
     for (int64_t at = first; at < last; at += TILE_BLOCKS) {
       const int blocks = (int)(last - at < TILE_BLOCKS ? last - at : TILE_BLOCKS);
       const bool masked = (at + blocks) * BLOCK - 1 > low || (call.window > 0 && at * BLOCK <= high - call.window);
+      if (end - row <= FETCHING) {
+        const int32_t *next = at + blocks < last ? key_block(table[at + blocks], task.head) : following;
+        across(task, row, end, table, at, blocks, next, masked);
+        continue;
+      }
       for (int64_t head = task.head; head < task.last_head; head++) {
         const int before = (int)(head - task.head) * rows;
         tile(before + row, before + end, table + at, blocks, head, at * BLOCK, masked);
       }
     }
+  }
+
+  // Few rows of every head attend to a tile, block after block: all of a block lies together, and the next one is
+  // fetched meanwhile. `following` is what is read after the tile. What the only row of a task writes itself is written
+  // when its block has come.
+  void across(const Task &task, int row, int end, const int64_t *table, int64_t at, int blocks, const int32_t *following,
+              bool masked) const {
+    const int rows = (int)(task.end - task.first) * group, heads = (int)(task.last_head - task.head);
+    const int own = task.puts && task.single() ? (int)(call.positions[task.first] / BLOCK - at) : blocks;
+    for (int b = 0; b < blocks; b++)
+      for (int h = 0; h < heads; h++) {
+        const int64_t head = task.head + h;
+        if (b == own) put_key(task.first, head, 0);
+        const int32_t *keys = key_block(table[at + b], head);
+        const int32_t *next = b + 1 < blocks ? key_block(table[at + b + 1], head) : value_block(table[at], head);
+        int r = h * rows + row;
+        score_few(r, h * rows + end, &keys, &next, b * BLOCK);
+      }
+    for (int h = 0; h < heads; h++)
+      for (int r = h * rows + row; r < h * rows + end; r++) soften(r, blocks, at * BLOCK, masked);
+    for (int b = 0; b < blocks; b++)
+      for (int h = 0; h < heads; h++) {
+        const int64_t head = task.head + h;
+        if (b == own) put_value(task.first, head);
+        const int32_t *values = value_block(table[at + b], head);
+        const int32_t *next = b + 1 < blocks ? value_block(table[at + b + 1], head) : following + h * key_words * BLOCK;
+        int r = h * rows + row;
+        weigh_few(r, h * rows + end, &values, &next, b);
+      }
+  }
+
+  void score_few(int &row, int end, const int32_t *const *keys, const int32_t *const *next, int column) const {
+    score_rows<4>(row, end, keys, next, 1, column);
+    score_rows<2>(row, end, keys, next, 1, column);
+    score_rows<1>(row, end, keys, next, 1, column);
+  }
+
+  void weigh_few(int &row, int end, const int32_t *const *values, const int32_t *const *next, int first) const {
+    weigh_rows<4>(row, end, values, next, 1, first);
+    weigh_rows<2>(row, end, values, next, 1, first);
+    weigh_rows<1>(row, end, values, next, 1, first);
   }
 
   void tile(int row, int end, const int64_t *table, int blocks, int64_t head, int64_t start, bool masked) const {
@@ -223,29 +276,42 @@ struct Attention {
       values[b] = value_block(table[b], head);
     }
     int r = row;
-    score_rows<8>(r, end, keys, blocks);
-    score_rows<4>(r, end, keys, blocks);
-    score_rows<2>(r, end, keys, blocks);
-    score_rows<1>(r, end, keys, blocks);
+    score_rows<8>(r, end, keys, nullptr, blocks);
+    score_rows<4>(r, end, keys, nullptr, blocks);
+    score_rows<2>(r, end, keys, nullptr, blocks);
+    score_rows<1>(r, end, keys, nullptr, blocks);
     for (r = row; r < end; r++) soften(r, blocks, start, masked);
     r = row;
-    weigh_rows<4>(r, end, values, blocks);
-    weigh_rows<2>(r, end, values, blocks);
-    weigh_rows<1>(r, end, values, blocks);
+    weigh_rows<4>(r, end, values, nullptr, blocks);
+    weigh_rows<2>(r, end, values, nullptr, blocks);
+    weigh_rows<1>(r, end, values, nullptr, blocks);
   }
 
-  void run(const Task &task) const {
+  // `following`: what the next task begins with.
+  void run(const Task &task, const int32_t *following) const {
     const int rows = (int)(task.end - task.first) * group, all = rows * (int)(task.last_head - task.head);
     s.size(all, key_words, width);
     std::memset(sums(), 0, sizeof(float) * (size_t)all * width);
     for (int row = 0; row < all; row++) begin(row, task.first + row % rows / group, query_head(task, row, rows));
-    if (task.shared) attend(task, 0, rows, call.tables + call.offsets[task.first], 0, task.shared);
+    if (task.puts && !(task.single() && group <= FETCHING)) put_task(task);
+    if (task.shared && !task.single())
+      attend(task, 0, rows, call.tables + call.offsets[task.first], 0, task.shared, following);
     for (int64_t token = task.first; token < task.end; token++) {
       const int64_t last = call.positions[token] / BLOCK + 1;
       const int row = (int)(token - task.first) * group;
-      if (last > task.shared) attend(task, row, row + group, call.tables + call.offsets[token], task.shared, last);
+      const int64_t *table = call.tables + call.offsets[token];
+      const int64_t shared = task.single() ? 0 : task.shared;
+      if (last > shared) attend(task, row, row + group, table, shared, last, following);
     }
     for (int row = 0; row < all; row++) finish(row, task.first + row % rows / group, query_head(task, row, rows));
+  }
+
+  // The first keys that a task reads.
+  const int32_t *begins(const Task &task) const { return key_block(call.tables[call.offsets[task.first]], task.head); }
+
+  void put_task(const Task &task) const {
+    for (int64_t token = task.first; token < task.end; token++)
+      for (int64_t head = task.head; head < task.last_head; head++) put(token, head);
   }
 
   int64_t query_head(const Task &task, int row, int rows) const {
@@ -302,8 +368,12 @@ struct Attention {
 
   // Write one token's key and value of a head to its slot.
   void put(int64_t row, int64_t head) const {
-    const int64_t lane = call.slots[row] % BLOCK;
     put_key(row, head, 0);
+    put_value(row, head);
+  }
+
+  void put_value(int64_t row, int64_t head) const {
+    const int64_t lane = call.slots[row] % BLOCK;
     const auto *value = (const typename T::Number *)call.value + head * call.value_head + row * call.value_row;
     auto *values = (typename T::Number *)value_block(call.slots[row] / BLOCK, head);
     values += lane / T::PER_WORD * width * T::PER_WORD + lane % T::PER_WORD;
@@ -321,6 +391,12 @@ struct Attention {
   }
 };
 
+// Whether a unit's rows are those of one context, which attend to each other.
+bool is_chunk(const Call &call, int64_t unit) {
+  const int64_t first = call.units[unit * 3], end = call.units[unit * 3 + 1];
+  return end - first > 1 && call.offsets[first] == call.offsets[end - 1];
+}
+
 // What can run beside each other. Few rows wait for memory, and all heads together read it in one stream; many rows
 // compute, and one head's blocks stay in the cache.
 std::vector<Task> tasks_of(const Call &call) {
@@ -329,21 +405,29 @@ std::vector<Task> tasks_of(const Call &call) {
   std::vector<Task> tasks;
   for (int64_t unit = 0; unit < call.n_units; unit++) {
     const int64_t first = call.units[unit * 3], end = call.units[unit * 3 + 1], shared = call.units[unit * 3 + 2];
-    const bool chunk = (end - first) * group > FEW_ROWS && call.offsets[first] == call.offsets[end - 1];
-    const int64_t together = chunk ? 1 : (call.kv_heads + split - 1) / split;
+    const bool chunk = is_chunk(call, unit), many = chunk && (end - first) * group > FEW_ROWS;
+    const int64_t together = many ? 1 : (call.kv_heads + split - 1) / split;
     for (int64_t head = 0; head < call.kv_heads; head += together)
       for (int64_t row = first; row < end; row += most) {
         const int64_t last_head = head + together < call.kv_heads ? head + together : call.kv_heads;
-        tasks.push_back({row, row + most < end ? row + most : end, shared, head, last_head});
+        tasks.push_back({row, row + most < end ? row + most : end, shared, head, last_head, !chunk});
       }
   }
   return tasks;
 }
 
+// The first row of a chunk; these come last, and are written before anything attends to them.
+int64_t chunks_begin(const Call &call) {
+  for (int64_t unit = 0; unit < call.n_units; unit++)
+    if (is_chunk(call, unit)) return call.units[unit * 3];
+  return call.rows;
+}
+
 template <class T>
 void run(const Call &call) {
   const std::vector<Task> tasks = tasks_of(call);
-  const int64_t n_tasks = (int64_t)tasks.size(), n_puts = call.threads * call.kv_heads;
+  const int64_t n_tasks = (int64_t)tasks.size(), first = chunks_begin(call), rows = call.rows - first;
+  const int64_t n_puts = rows ? call.threads * call.kv_heads : 0;
 #pragma omp parallel num_threads(call.threads) if (call.threads > 1)
   {
     thread_local Scratch scratch;
@@ -351,10 +435,13 @@ void run(const Call &call) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n_puts; i++) {
       const int64_t part = i / call.kv_heads;
-      attention.put_rows(call.rows * part / call.threads, call.rows * (part + 1) / call.threads, i % call.kv_heads);
+      attention.put_rows(first + rows * part / call.threads, first + rows * (part + 1) / call.threads, i % call.kv_heads);
     }
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < n_tasks; i++) attention.run(tasks[i]);
+    for (int64_t i = 0; i < n_tasks; i++) {
+      const Task &following = tasks[i + 1 < n_tasks ? i + 1 : i];
+      attention.run(tasks[i], attention.begins(following));
+    }
   }
 }
 

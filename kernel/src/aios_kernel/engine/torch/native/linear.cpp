@@ -37,16 +37,20 @@ Floats activated(Floats x, int64_t activation) {
   return x / (1.0f + exponential(x * (x * x * -0.0713548163f - 1.5957691216f)));
 }
 
-// Add to `sums` the products of a block of R rows and a panel; fetch `lines` cache lines from `next` on meanwhile, and
-// what of adapters is `ahead`, if anything.
+// Add to `sums` the products of a block of R rows and a panel, or begin them; fetch `lines` cache lines from `next` on
+// meanwhile, and what of adapters is `ahead`, if anything.
 template <class T, bool ADAPTED, int R>
-void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *sums, const char *next, int64_t lines,
-              Ahead<typename T::Number> *ahead) {
+void multiply(const int32_t *rows, const int32_t *panel, int64_t words, bool begin, float *sums, const char *next,
+              int64_t lines, Ahead<typename T::Number> *ahead) {
   const char *at = nullptr, *end = nullptr;
   bool more = ADAPTED;
-  Floats sum[R][2];
-  for (int r = 0; r < R; r++)
-    for (int half = 0; half < 2; half++) sum[r][half] = load(sums + r * PANEL + half * LANES);
+  Floats sum[R][2] = {};
+  if (!begin) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) sum[r][half] = load(sums + r * PANEL + half * LANES);
+  }
   for (int64_t word = 0; word < words; word++) {
     Words low, high;
     std::memcpy(&low, panel + word * PANEL, sizeof low);
@@ -63,12 +67,14 @@ void multiply(const int32_t *rows, const int32_t *panel, int64_t words, float *s
       sum[r][1] = T::multiply_add(sum[r][1], high, rows[word * R + r]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
     for (int half = 0; half < 2; half++) save(sums + r * PANEL + half * LANES, sum[r][half]);
 }
 
 template <class T>
-using Multiply = void (*)(const int32_t *, const int32_t *, int64_t, float *, const char *, int64_t,
+using Multiply = void (*)(const int32_t *, const int32_t *, int64_t, bool, float *, const char *, int64_t,
                           Ahead<typename T::Number> *);
 
 template <class T, bool ADAPTED, int... R>
@@ -136,20 +142,23 @@ struct Chunk {
             next ? call.table->n_units * part / parts : 0, next ? call.table->n_units * (part + 1) / parts : 0};
   }
 
-  // All rows through panel `p` of `weight`; `next` is what is read after it; `rows` have adapters, or it is null.
-  void pass(const int32_t *panel, const int32_t *next, float *sums, const Added *rows, int64_t p, bool last) const {
+  // All rows through panel `p` of `weight`; `next` is what is read after it; `rows` have adapters, or it is null. A
+  // block's results are `finished` while its sums are still near.
+  template <class Finish>
+  void pass(const int32_t *panel, const int32_t *next, float *sums, const Added *rows, int64_t p, bool last,
+            Finish finished) const {
     constexpr auto each = std::make_integer_sequence<int, MOST_ROWS>{};
     static constexpr auto plain = multiplies<T, false>(each), adapted = multiplies<T, true>(each);
     const auto &by_rows = rows ? adapted : plain;
-    std::memset(sums, 0, sizeof(float) * n_rows * PANEL);
     for (int64_t part = 0; part < inputs.count; part++) {
       const int64_t words = inputs.size(part), skipped = inputs.begin(part) * PANEL;
       const int64_t lines = (words * PANEL * 4 / LINE + blocks.count - 1) / blocks.count;
       for (int64_t b = 0; b < blocks.count; b++) {
         Ahead<typename T::Number> wanted{};
         if (rows && part == 0) wanted = ahead(rows, p, b, last);
-        by_rows[blocks.size(b) - 1](block(part, b), panel + skipped, words, sums + blocks.begin(b) * PANEL,
+        by_rows[blocks.size(b) - 1](block(part, b), panel + skipped, words, part == 0, sums + blocks.begin(b) * PANEL,
                                     (const char *)(next + skipped) + b * lines * LINE, lines, &wanted);
+        if (part + 1 == inputs.count) finished(blocks.begin(b), blocks.begin(b + 1));
       }
     }
   }
@@ -157,14 +166,17 @@ struct Chunk {
   void run(int64_t p, float *sums, float *gates) const {
     const int64_t size = call.words * PANEL;
     if (p == 0) fetch(added), fetch(gate_added);
-    if (call.gate) pass(call.gate + p * size, call.weight + p * size, gates, gate_added, p, false);
+    if (call.gate)
+      pass(call.gate + p * size, call.weight + p * size, gates, gate_added, p, false, [](int64_t, int64_t) {});
     for (int64_t row = 0; row < n_rows; row++) {
       const char *o = (const char *)((typename T::Number *)call.out + (first + row) * call.width + p * PANEL);
       __builtin_prefetch(o, 1, 3);
       if (sizeof(typename T::Number) == 4) __builtin_prefetch(o + LINE, 1, 3);
     }
-    pass(call.weight + p * size, (call.gate ? call.gate : call.weight) + (p + 1) * size, sums, added, p, true);
-    for (int64_t row = 0; row < n_rows; row++) finish(row, p, sums + row * PANEL, gates + row * PANEL);
+    const int32_t *next = (call.gate ? call.gate : call.weight) + (p + 1) * size;
+    pass(call.weight + p * size, next, sums, added, p, true, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) finish(row, p, sums + row * PANEL, gates + row * PANEL);
+    });
   }
 
   // Have what the adapters add to the first panel fetched.

@@ -39,16 +39,6 @@ struct Added {
   int64_t rank;
 };
 
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-inline Floats widened(const float *from) { return load(from); }
-
-inline Floats widened(const uint16_t *from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-
 template <class Number>
 Floats widened_part(const Number *from, int64_t count) {
   Number numbers[LANES] = {};

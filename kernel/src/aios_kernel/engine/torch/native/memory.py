@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +20,10 @@ from aios_kernel.engine.torch.prefix import BLOCK
 _FUNCTIONS = {torch.float32: "aios_attend_float32", torch.bfloat16: "aios_attend_bfloat16"}
 _TOUCHED_BYTES = 256 << 20
 """Of the pool, at the start: blocks are handed out in order, so that these are the first to be used."""
-_POINTERS = ("query", "key", "value", "out", "keys", "values", "slots", "positions", "tables", "offsets", "units")
-_NUMBERS = (
-    "query_head", "query_row", "key_head", "key_row", "value_head", "value_row",
-    "rows", "n_units", "heads", "kv_heads", "key_dim", "value_dim", "window", "threads",
-)  # fmt: skip
+_call = struct.Struct("11P 14q 2f").pack
+"""`Call` of attention.cpp: query, key, value, out, keys, values, slots, positions, tables, offsets, units; strides of
+query, key and value by head and row; rows, n_units, heads, kv_heads, key_dim, value_dim, window, threads; scale,
+softcap."""
 
 
 class Scoring(NamedTuple):
@@ -32,17 +32,6 @@ class Scoring(NamedTuple):
     scale: float
     window: int | None = None
     softcap: float | None = None
-
-
-class _Call(ctypes.Structure):
-    """`Call` of attention.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in _NUMBERS),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-    ]
 
 
 def served(dtype: torch.dtype, device: torch.device) -> bool:
@@ -76,7 +65,7 @@ class NativeKvMemory(KvMemory):
         self._where: tuple[int, ...] = ()
         self._run: Any = getattr(library(), _FUNCTIONS[dtype])
         self._run.restype = None
-        self._run.argtypes = [ctypes.POINTER(_Call)]
+        self._run.argtypes = [ctypes.c_char_p]
         self._pointers = [
             (keys.data_ptr(), values.data_ptr()) for keys, values in zip(self.keys, self.values, strict=True)
         ]
@@ -115,20 +104,24 @@ class NativeKvMemory(KvMemory):
         Returns:
             The attended values, [1, rows, heads, dim].
         """
-        query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
-        heads, rows, key_dim = query.shape[1:]
-        out = query.new_empty(1, rows, heads, value.shape[3])
-        keys, values = self._pointers[layer]
+        query, key, value = _by_numbers(query), _by_numbers(key), _by_numbers(value)
+        (_, heads, rows, key_dim), (_, kv_heads, _, value_dim) = query.shape, value.shape
+        out = torch.empty((1, rows, heads, value_dim), dtype=query.dtype)
         if plan is not self._plan:
             self._plan, self._where = plan, _addresses(plan)
-        call = _Call(
-            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), keys, values, *self._where,
+        call = _call(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), out.data_ptr(), *self._pointers[layer], *self._where,
             *query.stride()[1:3], *key.stride()[1:3], *value.stride()[1:3],
-            rows, len(plan.units), heads, key.shape[1], key_dim, value.shape[3],
+            rows, len(plan.units), heads, kv_heads, key_dim, value_dim,
             scoring.window or 0, torch.get_num_threads(), scoring.scale, scoring.softcap or 0.0,
         )  # fmt: skip
         self._run(call)
         return out
+
+
+def _by_numbers(x: Tensor) -> Tensor:
+    """With the numbers of a head side by side."""
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _addresses(plan: Plan) -> tuple[int, ...]:

@@ -71,6 +71,18 @@ inline Floats load(const float *from) {
 
 inline void save(float *to, Floats numbers) { std::memcpy(to, &numbers, sizeof numbers); }
 
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+inline float widened_one(float number) { return number; }
+inline float widened_one(uint16_t number) { return as_float((int32_t)((uint32_t)number << 16)); }
+inline Floats widened(const float *from) { return load(from); }
+
+inline Floats widened(const uint16_t *from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
 // e^x to about two units in the last place; 0 below -87. NaN stays NaN, so that broken logits are noticed.
 inline Floats exponential(Floats x) {
   const Floats bounded = x < -87.0f ? Floats{} - 87.0f : (x > 88.0f ? Floats{} + 88.0f : x);

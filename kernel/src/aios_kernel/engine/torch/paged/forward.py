@@ -79,7 +79,8 @@ class PagedForward:
     def compute(self, inputs: Inputs, adapters: Table | None = None) -> Tensor:
         """One forward; see `ModelRunner.forward`."""
         layout = Layout(inputs.plan.slots, [], [], None, inputs.plan)
-        return self._runner.forward(inputs.ids, inputs.positions, layout, self._memory, inputs.wanted, adapters)
+        logits = self._runner.forward(inputs.ids, inputs.positions, layout, self._memory, inputs.wanted, adapters)
+        return logits.float()
 
     def warm_up(self, most: int) -> None:
         """Record the graphs of up to `most` rows now instead of in the steps that need them first."""
