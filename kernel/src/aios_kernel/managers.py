@@ -84,7 +84,12 @@ def build_managers(config: Config, plugins: Plugins) -> Managers:
         access=AccessManager(home / "access.db", policy_of(config), required=bool(config.access)),
         audit=AuditLog(home / "audit.db", Path(config.audit_seals).expanduser() if config.audit_seals else None),
         memory=MemoryManager(
-            home, embedder, functools.partial(vectors, home), reranker=reranker, log_bytes=config.log_bytes
+            home,
+            embedder,
+            functools.partial(vectors, home),
+            reranker=reranker,
+            index_from=config.index_from,
+            log_bytes=config.log_bytes,
         ),
         storage=plugins.pick("aios_kernel_storage", "storage", config.storage)(config),
         tools=tools,

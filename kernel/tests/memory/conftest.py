@@ -24,7 +24,7 @@ def make_index(request: pytest.FixtureRequest) -> Callable[[Path, str], VectorIn
 
 @pytest.fixture
 def make_memory(make_index: Callable[[Path, str], VectorIndex]) -> MakeManager:
-    return lambda home: MemoryManager(home, HashEmbedder(), lambda model: make_index(home, model))
+    return lambda home: MemoryManager(home, HashEmbedder(), lambda model: make_index(home, model), index_from=0)
 
 
 @pytest.fixture

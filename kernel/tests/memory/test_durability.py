@@ -29,7 +29,7 @@ async def texts(memory: MemoryManager, query: str, k: int = 1) -> list[str]:
 
 
 def with_chroma(home: Path) -> MemoryManager:
-    return MemoryManager(home, HashEmbedder(), lambda model: ChromaIndex(home / "chroma", model))
+    return MemoryManager(home, HashEmbedder(), lambda model: ChromaIndex(home / "chroma", model), index_from=0)
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -57,7 +57,7 @@ async def test_the_index_follows_without_being_asked(tmp_path: Path) -> None:
     for n in range(20):
         await memory.add("u", NS, "alice", MemoryAdd(text=f"fact {n}"))
     deadline = time.monotonic() + 20
-    while memory._indexer.recent.of(SPACE):
+    while not memory._indexer.is_open(SPACE) or memory._indexer.recent.of(SPACE):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
     assert await memory._db.read(lambda db: db.execute("SELECT count(*) FROM outbox").fetchone()[0]) == 0
@@ -181,7 +181,7 @@ async def worker(memory, tag):
 
 async def main():
     home = Path(sys.argv[1])
-    memory = MemoryManager(home, HashEmbedder(), lambda model: ChromaIndex(home / "chroma", model))
+    memory = MemoryManager(home, HashEmbedder(), lambda model: ChromaIndex(home / "chroma", model), index_from=0)
     await asyncio.gather(*(worker(memory, f"c{sys.argv[2]}w{w}") for w in range(4)))
 
 asyncio.run(main())

@@ -28,7 +28,7 @@ def _entry(seq: int, text: str, source: str | None, id: str = "") -> Entry:
 def _shelf(*pieces: tuple[str, str | None]) -> Shelf:
     shelf = Shelf()
     for seq, (text, source) in enumerate(pieces, 1):
-        assert shelf.take(_entry(seq, text, source))
+        assert shelf.take([_entry(seq, text, source)])
     return shelf
 
 
@@ -76,11 +76,11 @@ def test_a_window_is_scored_as_one_text_within_its_source() -> None:
 def test_a_pause_ends_a_conversation_that_nobody_named() -> None:
     shelf = Shelf()
     for seq, (text, minutes) in enumerate((("cat", 0), ("dog", 20), ("house", 120), ("tree", 130)), 1):
-        assert shelf.take(_entry(seq, text, "\nrun")._replace(time_s=60.0 * minutes))
+        assert shelf.take([_entry(seq, text, "\nrun")._replace(time_s=60.0 * minutes)])
     found = _by_id(shelf, "cat")
     assert found["n2"][1] > found["n3"][1] == 0
     assert found["n2"][2] > found["n3"][2] == found["n4"][2] == 0
-    assert shelf.take(_entry(1, "house", "\nrun", "n1"))
+    assert shelf.take([_entry(1, "house", "\nrun", "n1")])
     assert _by_id(shelf, "house")["n2"][1] > 0
 
 
@@ -111,28 +111,35 @@ _CHANGE = st.tuples(
 )
 
 
-@given(st.lists(_CHANGE, max_size=25))
-def test_a_changed_shelf_scores_like_one_made_anew(changes: list[tuple[int, str | None, str]]) -> None:
-    shelf = Shelf()
+@given(st.lists(_CHANGE, max_size=25), st.integers(1, 9))
+def test_a_changed_shelf_scores_like_one_made_anew(changes: list[tuple[int, str | None, str]], together: int) -> None:
+    shelf, waiting = Shelf(), list[Entry]()
     model: dict[str, tuple[int, str, str]] = {}
     for seq, (number, text, source) in enumerate(changes, 1):
         id = f"n{number}"
+        if text is not None:
+            at, _, where = model.get(id, (seq, "", source))
+            waiting.append(_entry(at, text, where, id))
+            model[id] = (at, text, where)
+        if text is None or len(waiting) >= together:
+            assert shelf.take(waiting)
+            waiting.clear()
         if text is None:
             shelf.remove(id)
             model.pop(id, None)
-            continue
-        at, _, where = model.get(id, (seq, "", source))
-        assert shelf.take(_entry(at, text, where, id))
-        model[id] = (at, text, where)
         _by_id(shelf, "cat")  # what was there before is in runs of its own
+    assert shelf.take(waiting)
     anew = Shelf()
     for id, (at, text, where) in sorted(model.items(), key=lambda item: item[1]):
-        assert anew.take(_entry(at, text, where, id))
+        assert anew.take([_entry(at, text, where, id)])
     for word in _WORDS:
         changed, fresh = _by_id(shelf, word), _by_id(anew, word)
         assert changed.keys() == fresh.keys()
         for id in fresh:
             assert changed[id] == pytest.approx(fresh[id], rel=1e-4, abs=1e-6)
+    if anew.matrix is not None and shelf.matrix is not None:
+        query, slots = HashEmbedder().embed(["cat tree"])[0], [shelf.slot_of[id] for id in anew.ids]
+        assert (shelf.matrix.cosines(query, np.array(slots)) == anew.matrix.cosines(query)).all()
 
 
 def test_what_must_not_be_given_is_not_but_speaks_for_its_neighbours() -> None:

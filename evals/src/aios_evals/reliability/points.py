@@ -53,6 +53,8 @@ POINTS: Final[tuple[Point, ...]] = (
     Point("memory.rolled_back", "write", 5),
     Point("memory.kept", "write"),
     Point("memory.logged", "write", 5),
+    Point("memory.dropped", "write"),
+    Point("memory.queued", "write"),
     Point("memory.before_index", "write"),
     Point("memory.indexed", "write"),
     Point("memory.crossed_out", "write"),

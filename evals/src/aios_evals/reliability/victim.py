@@ -27,8 +27,8 @@ class Died(Exception):
 
 
 def config_of(home: Path, **settings: Any) -> Config:
-    """A kernel on the fake engine, with vectors that cost nothing, on this data directory."""
-    plain = Config(home=str(home), model="fake", embedder="hash", vectors="exact", kv_host_bytes=1 << 26)
+    """A kernel on the fake engine, with vectors that cost nothing and are all indexed, on this data directory."""
+    plain = Config(home=str(home), model="fake", embedder="hash", vectors="exact", index_from=0, kv_host_bytes=1 << 26)
     return msgspec.structs.replace(plain, **settings)
 
 

@@ -65,7 +65,7 @@ def best(shelf: Shelf, query: Asked, wanted: int, eligible: npt.NDArray[np.bool_
         slots, counts = posting
         found[slots] += _saturated(counts, shelf.lengths[slots], shape.mean) * _idf(having, shape.notes)
     found[~eligible] = 0
-    touched = np.flatnonzero(found)
+    touched = np.flatnonzero(found > 0)
     if len(touched) <= wanted:
         return touched
     return np.sort(touched[np.argpartition(-found[touched], wanted)[:wanted]])

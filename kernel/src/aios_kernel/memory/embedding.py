@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar, final
@@ -15,10 +13,10 @@ import numpy as np
 from aios_kernel._batch import BatchThread
 from aios_kernel.errors import AiosError, InternalError
 from aios_kernel.memory.embedder import Embedder
-from aios_kernel.memory.index import Vector, Vectors
+from aios_kernel.memory.index import Vectors
+from aios_kernel.memory.kept import KeptVectors
 
 _MAX_JOBS = 256
-_MAX_KEPT = 8192
 
 T = TypeVar("T")
 
@@ -53,7 +51,7 @@ class EmbeddingThread:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._kept: OrderedDict[bytes, Vector] = OrderedDict()
+        self._kept = KeptVectors(self._made)
         self._thread: BatchThread[_Embed | _Count] = BatchThread(self._run, name="aios-embedder", max_items=_MAX_JOBS)
 
     async def embed(self, texts: Sequence[str]) -> Vectors:
@@ -62,8 +60,11 @@ class EmbeddingThread:
 
     def submit(self, texts: Sequence[str]) -> Future[Vectors]:
         """`embed` for callers without an event loop."""
-        job = _Embed(texts)
-        self._thread.put(job)
+        job, kept = _Embed(texts), self._kept.at_hand(texts)
+        if kept is None:
+            self._thread.put(job)
+        else:  # without the way to the thread and back
+            job.future.set_result(kept)
         return job.future
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
@@ -81,7 +82,7 @@ class EmbeddingThread:
         waiting = [job for job in jobs if isinstance(job, _Embed)]
         if not self._together(waiting):
             for job in waiting:
-                self._answer(job.future, self._embed, job.texts)
+                self._answer(job.future, self._kept.of, job.texts)
         for job in jobs:
             if isinstance(job, _Count):
                 self._answer(job.future, self._embedder.count_tokens, job.texts)
@@ -91,7 +92,7 @@ class EmbeddingThread:
         if len(jobs) < 2:
             return False
         try:
-            vectors = self._embed([text for job in jobs for text in job.texts])
+            vectors = self._kept.of([text for job in jobs for text in job.texts])
         except Exception:  # noqa: BLE001 - one bad text must not fail its neighbours
             _log.debug("embedding %d jobs together failed", len(jobs), exc_info=True)
             return False
@@ -111,18 +112,6 @@ class EmbeddingThread:
             future.set_exception(InternalError(f"the embedder {self._embedder.name} failed: {error!r}"))
         else:
             future.set_result(result)
-
-    def _embed(self, texts: list[str]) -> Vectors:
-        hashes = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
-        new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in self._kept}
-        made = dict(zip(new, self._made(list(new.values())), strict=True)) if new else {}
-        vectors = [made[digest] if digest in made else self._kept[digest] for digest in hashes]
-        for digest, vector in zip(hashes, vectors, strict=True):
-            self._kept[digest] = vector
-            self._kept.move_to_end(digest)
-        while len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
-        return np.stack(vectors)
 
     def _made(self, texts: list[str]) -> Vectors:
         vectors = np.asarray(self._embedder.embed(texts), np.float32)

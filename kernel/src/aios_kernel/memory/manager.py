@@ -55,9 +55,9 @@ class MemoryManager:
     """Notes per principal and namespace.
 
     The rows in `memory.db` are the truth, written with full sync, one commit for all notes that wait. Searches work on
-    copies in RAM that hold every acknowledged change; spaces too large for that are searched through the vector index,
-    which follows the rows within a second or so. Texts are embedded on a thread of their own, those that wait together
-    in one go.
+    copies in RAM that hold every acknowledged change. Spaces too large for that are searched through the vector index:
+    large ones are kept in it beforehand, and it follows the rows within a second or so. Texts are embedded on a thread
+    of their own, those that wait together in one go.
 
     Args:
         home: the data directory; `memory.db` is created in it.
@@ -66,6 +66,7 @@ class MemoryManager:
         make_index: opens the vector index, at the first need, on the indexer's thread.
         reranker: looks at the best notes once more, together with the query.
         max_vectors: spaces with more are searched through the index.
+        index_from: spaces with more are kept in the index, so that it is ready when they need it.
         log_bytes: RAM for the interaction log of one program.
     """
 
@@ -77,6 +78,7 @@ class MemoryManager:
         *,
         reranker: Reranker | None = None,
         max_vectors: int = 200_000,
+        index_from: int = 50_000,
         log_bytes: int = 1 << 20,
     ) -> None:
         path = home / "memory.db"
@@ -87,8 +89,9 @@ class MemoryManager:
         self._shelves = Shelves(embedder.name, max_vectors=max_vectors)
         self._terms = TermReader()  # on the writer's thread only
         self._indexer = Indexer(
-            path, self._db, self._embedding, lambda: make_index(embedder.name), embedder.name, self._revectored
-        )
+            path, self._db, self._embedding, lambda: make_index(embedder.name), embedder.name, self._revectored,
+            index_from=min(index_from, max_vectors),
+        )  # fmt: skip
         self._searcher = Searcher(self._shelves, self._indexer)
         self.short_term = ShortTerm(self._db, log_bytes)
         self._ending: set[asyncio.Future[None]] = set()
@@ -96,7 +99,7 @@ class MemoryManager:
         self._foreign = self._db.submit(self._opened).result()
         if self._foreign:
             _log.warning("%d notes were embedded by another model and will be embedded anew", self._foreign)
-            self._indexer.wake()
+        self._indexer.wake()
 
     async def add(
         self, principal: str, namespace: str, author: str, call: MemoryAdd, *, framework: str = "", program: str = ""
@@ -225,14 +228,18 @@ class MemoryManager:
                 f"history reaches back {history.DAYS:g} days", fix="name a later time, or restore a backup"
             )
 
-        def write(db: apsw.Connection) -> dict[str, int | None]:
+        def write(db: apsw.Connection) -> int:
             number = reading.number_of(db, space)
             ids = history.touched(db, number, agent, since_s)
             undone = history.roll_back(db, number, ids, agent, since_s, by=by, now=now)
             failpoint("memory.rolled_back")
-            return {note.id: rows.remember(db, number, note.id) if note.vector else None for note in undone}
+            for note in undone:
+                if note.vector:
+                    rows.remember(db, number, note.id)
+                    outbox.queue_if_foreign(db, number, note.id, self._model)
+            return len(undone)
 
-        return len(await self._db.write(write, committed=lambda undone: self._rolled_back(space, undone)))
+        return await self._db.write(write, committed=lambda undone: self._rolled_back(space, undone))
 
     async def reindex(self, principal: str) -> MemoryProgress:
         """Embed every note of a principal anew and rebuild the index, in the background; see `progress`."""
@@ -312,7 +319,7 @@ class MemoryManager:
             waiting = self._shelves.changed(space, change.entry, first=change.first)
             if waiting and waiting % _FOLLOW == 0:
                 self._db.read_soon(lambda db: self._shelves.of(db, space))
-        elif change.ticket is not None:
+        elif not change.note.searchable:
             self._shelves.changed(space, Gone(change.note.id))
         self._carry(space, change.note.id, change.ticket, None if change.entry is None else change.entry.vector)
 
@@ -324,7 +331,7 @@ class MemoryManager:
         for id, ticket in gone.items():
             self._gone(space, id, ticket)
 
-    def _rolled_back(self, space: Space, undone: Mapping[str, int | None]) -> None:
+    def _rolled_back(self, space: Space, undone: int) -> None:
         self._shelves.forget(space)
         if undone:
             self._indexer.unsettle(space)
@@ -337,3 +344,5 @@ class MemoryManager:
         if ticket is not None:
             self._indexer.recent.put(space, id, Latest(ticket, vector))
             self._indexer.wake()
+        elif vector is not None:
+            self._indexer.grown(space)

@@ -1,4 +1,4 @@
-"""What the vector index has not taken over yet, read from and crossed out of the tables."""
+"""What the indexer has not done yet: changes that the vector index has to take over, notes to be embedded anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Stored(NamedTuple):
 class Work(NamedTuple):
     """A consistent view of changes to carry over, in order, up to line `last`.
 
-    `gone` lost their vectors, `stored` have one; `more` lines follow; the space has `total` vectors in all.
+    `gone` lost their vectors, `stored` have one; `more` lines follow. After the last line the space has `total`
+    vectors.
     """
 
     last: int
@@ -31,6 +32,42 @@ class Work(NamedTuple):
     gone: list[str]
     more: bool
     total: int
+
+
+def outgrown(db: apsw.Connection, limit: int) -> list[Space]:
+    """The spaces with more vectors than `limit` that are not in the index yet."""
+    rows = db.execute(
+        "SELECT s.principal, s.namespace FROM spaces s JOIN notes n ON n.space = s.id"
+        " WHERE NOT s.indexed GROUP BY s.id HAVING count(n.model) > ?",
+        (limit,),
+    )
+    return [Space(*map(str, row)) for row in rows]
+
+
+def has_outgrown(db: apsw.Connection, space: Space, limit: int) -> bool:
+    """`outgrown` for one space; looks at `limit` notes at most."""
+    (found,) = db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM notes n JOIN spaces s ON s.id = n.space WHERE s.principal = ?"
+        " AND s.namespace = ? AND NOT s.indexed AND n.model IS NOT NULL LIMIT ?)",
+        (*space, limit + 1),
+    )
+    return int(found[0]) > limit
+
+
+def is_indexed(db: apsw.Connection, space: Space) -> bool:
+    """Whether changes of a space leave lines here for the index."""
+    return bool(db.execute("SELECT 1 FROM spaces WHERE principal = ? AND namespace = ? AND indexed", space).fetchone())
+
+
+def queue_all(db: apsw.Connection, space: Space) -> None:
+    """Let every change of a space leave a line here from now on, and every vector that it has now."""
+    number = number_of(db, space)
+    db.execute("UPDATE spaces SET indexed = 1 WHERE id = ?", (number,))
+    db.execute("DELETE FROM outbox WHERE space = ?", (number,))
+    db.execute(
+        "INSERT INTO outbox (space, id) SELECT space, id FROM notes WHERE space = ? AND model IS NOT NULL ORDER BY seq",
+        (number,),
+    )
 
 
 def spaces_waiting(db: apsw.Connection) -> list[Space]:
@@ -58,8 +95,10 @@ def pending(db: apsw.Connection, space: Space, after: int, limit: int) -> Work:
             "SELECT id, text, model, vector FROM notes WHERE space = ? AND id = ? AND model IS NOT NULL", (number, id)
         ).fetchone()
         stored.append(Stored(*row)) if row else gone.append(id)
-    total = db.execute("SELECT count(*) FROM notes WHERE space = ? AND model IS NOT NULL", (number,)).fetchone()
-    return Work(taken[-1][0] if taken else after, stored, gone, len(lines) > limit, int(total[0]) if total else 0)
+    last, more, total = taken[-1][0] if taken else after, len(lines) > limit, 0
+    if not more:  # it takes a while
+        ((total,),) = db.execute("SELECT count(*) FROM notes WHERE space = ? AND model IS NOT NULL", (number,))
+    return Work(last, stored, gone, more, int(total))
 
 
 def cross_out(db: apsw.Connection, space: Space, last: int) -> None:
@@ -67,22 +106,22 @@ def cross_out(db: apsw.Connection, space: Space, last: int) -> None:
     db.execute("DELETE FROM outbox WHERE space = ? AND seq <= ?", (number_of(db, space), last))
 
 
-def portion(db: apsw.Connection, space: Space, after: int, limit: int) -> tuple[list[Stored], int]:
-    """The next vectors of a space by age, and where to go on; an empty list ends it."""
-    rows = list(
-        db.execute(
-            "SELECT seq, id, text, model, vector FROM notes WHERE space = ? AND seq > ? AND model IS NOT NULL"
-            " ORDER BY seq LIMIT ?",
-            (number_of(db, space), after, limit),
-        )
-    )
-    return [Stored(*row[1:]) for row in rows], rows[-1][0] if rows else after
-
-
 def queue_foreign(db: apsw.Connection, model: str) -> int:
     """Queue every note whose vector another model made; gives their number."""
-    db.execute("INSERT INTO outbox (space, id) SELECT space, id FROM notes WHERE model <> ?", (model,))
+    db.execute(
+        "INSERT INTO outbox (space, id) SELECT space, id FROM notes WHERE seq IN"
+        " (SELECT seq FROM notes INDEXED BY notes_age WHERE model <> ?)",
+        (model,),
+    )
     return db.changes()
+
+
+def queue_if_foreign(db: apsw.Connection, number: int, id: str, model: str) -> None:
+    """`queue_foreign` for one note of a space, by the space's number."""
+    db.execute(
+        "INSERT INTO outbox (space, id) SELECT space, id FROM notes WHERE space = ? AND id = ? AND model <> ?",
+        (number, id, model),
+    )
 
 
 def disown(db: apsw.Connection, principal: str) -> None:
@@ -95,7 +134,7 @@ def disown(db: apsw.Connection, principal: str) -> None:
 
 def count_foreign(db: apsw.Connection, model: str) -> int:
     """How many notes wait to be embedded by a model."""
-    (row,) = db.execute("SELECT count(*) FROM notes WHERE model <> ?", (model,))
+    (row,) = db.execute("SELECT count(*) FROM notes INDEXED BY notes_age WHERE model <> ?", (model,))
     return int(row[0])
 
 

@@ -15,7 +15,8 @@ from aios_kernel._names import shown
 from aios_kernel.errors import NotFound
 from aios_kernel.memory.index import Hit, Space, Vector
 from aios_kernel.memory.labels import Scalar, labelled
-from aios_kernel.memory.shelf import UNNAMED, Stock
+from aios_kernel.memory.links import UNNAMED
+from aios_kernel.memory.shelf import Stock
 from aios_kernel.syscalls import Note
 
 

@@ -1,8 +1,8 @@
 """Writing the notes table: the truth that every index is rebuilt from.
 
-A change of a note that has or had a vector leaves a line in `outbox`, in the same transaction; the line goes when the
-vector index has taken the change over. So an index that was killed in between is caught up exactly. What a change
-replaces stays in `history` for a while.
+Where a space is in the vector index, a change of a note that has or had a vector leaves a line in `outbox`, in the same
+transaction; the line goes when the index has taken the change over. So an index that was killed in between is caught up
+exactly. What a change replaces stays in `history` for a while.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Draft(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A written note, and the outbox line that its index entry waits for (None: no entry changes).
+    """A written note, and the outbox line that its index entry waits for (None: there is none, or it stays as it is).
 
     `entry` is what searches need of it, None if they do not find it; `first`: its space had no notes before.
     """
@@ -202,11 +202,11 @@ def delete(db: apsw.Connection, space: Space, id: str | None, *, by: str, now: f
     return {str(gone): remember(db, number, gone) if had else None for _, gone, had in rows}
 
 
-def remember(db: apsw.Connection, number: int, id: str) -> int:
-    """Leave a line in the outbox; gives its number."""
-    db.execute("INSERT INTO outbox (space, id) VALUES (?, ?)", (number, id))
+def remember(db: apsw.Connection, number: int, id: str) -> int | None:
+    """Leave a line in the outbox, if the space is in the vector index; gives its number."""
+    db.execute("INSERT INTO outbox (space, id) SELECT id, ? FROM spaces WHERE id = ? AND indexed", (id, number))
     failpoint("memory.remembered")
-    return db.last_insert_rowid()
+    return db.last_insert_rowid() if db.changes() else None
 
 
 def source_of(metadata: Mapping[str, Any]) -> str | None:

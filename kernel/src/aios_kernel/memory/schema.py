@@ -9,7 +9,7 @@ import apsw
 
 from aios_kernel.memory.terms import TermReader, pack
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 _NOTES: Final = """
 CREATE TABLE notes (
@@ -84,13 +84,14 @@ CREATE TABLE spaces (
     id INTEGER PRIMARY KEY,
     principal TEXT NOT NULL,
     namespace TEXT NOT NULL,
+    -- Whether its vectors are in the vector index; then every change leaves a line in the outbox.
+    indexed INTEGER NOT NULL DEFAULT 0,
     UNIQUE (principal, namespace)
 ) STRICT;
 """
     + _NOTES
     + """
-CREATE INDEX notes_age ON notes (space, seq);
-CREATE INDEX notes_model ON notes (space, model) WHERE model IS NOT NULL;
+CREATE INDEX notes_age ON notes (space, seq, model);
 CREATE TABLE labels (
     space INTEGER NOT NULL,
     key TEXT NOT NULL,
@@ -134,4 +135,12 @@ def _with_history(db: apsw.Connection) -> None:
         last = rows[-1][0]
 
 
-UPGRADES: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _with_history}
+def _with_large_spaces_only(db: apsw.Connection) -> None:
+    """From version 2: the vector index has the large spaces only, and is made anew for those."""
+    db.execute(
+        "ALTER TABLE spaces ADD COLUMN indexed INTEGER NOT NULL DEFAULT 0; DELETE FROM outbox;"
+        " DROP INDEX notes_model; DROP INDEX notes_age; CREATE INDEX notes_age ON notes (space, seq, model)"
+    )
+
+
+UPGRADES: Final[Mapping[int, Callable[[apsw.Connection], None]]] = {1: _with_history, 2: _with_large_spaces_only}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple, TypeAlias, final
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aios_kernel.memory.column import Column
 from aios_kernel.memory.index import Vector
+from aios_kernel.memory.links import NONE, Links
 from aios_kernel.memory.matrix import Matrix
 from aios_kernel.memory.postings import Postings
 from aios_kernel.memory.terms import Terms, unpack_all
@@ -18,10 +19,6 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 """One flag a slot."""
 Numbers: TypeAlias = npt.NDArray[np.float32]
 
-NONE: Final = -1
-UNNAMED: Final = "\n"
-"""Begins the name of a source that nobody named: a run, whose pauses part one conversation from the next."""
-_PAUSE_S: Final = 1800.0
 _NOTE_BYTES: Final = 400
 
 
@@ -90,44 +87,23 @@ class Shelf:
         self._alive = Column(np.bool_)
         self._time = Column(np.float64)
         self._expires = Column(np.float64)
-        self._source = Column(np.int64)
-        self._before, self._after = Column(np.int64), Column(np.int64)
-        self._sources: dict[str, int] = {}
-        self._families: list[str | None] = []  # by source, its name as entries tell it
-        self._parts: dict[str, tuple[int, float]] = {}  # of an unnamed source: the present part, when it last grew
-        self._tail: dict[int, int] = {}  # source -> the slot of its newest note
+        self._links = Links()
         self._shape: Shape | None = None
         self._mortal = False
 
     def fill(self, stock: Stock) -> None:
         """Take in the notes of a whole space, oldest first; only while there are none."""
-        count = len(stock.ids)
-        self.ids = stock.ids
-        self.slot_of = {id: slot for slot, id in enumerate(stock.ids)}
-        self.newest = stock.seqs[-1] if stock.seqs else 0
         terms, sizes = unpack_all(stock.terms)
         self.postings.fill(terms, sizes)
+        count = len(stock.ids)
         owner = np.repeat(np.arange(count), sizes)
-        self._lengths.extend(np.bincount(owner, terms.counts, count).astype(np.float32))
-        self._alive.extend(np.ones(count, np.bool_))
-        self._time.extend(np.array(stock.times_s, np.float64))
-        self._expires.extend(np.array([np.inf if at is None else at for at in stock.expires_s], np.float64))
-        self._mortal = any(at is not None for at in stock.expires_s)
-        self._fill_links(stock)
+        lengths = np.bincount(owner, terms.counts, count).astype(np.float32)
+        self.slot_of = {id: slot for slot, id in enumerate(stock.ids)}
+        self._links.extend(stock.ids, stock.sources, stock.times_s)
+        self._describe(stock.ids, lengths, stock.times_s, stock.expires_s)
+        self.newest = stock.seqs[-1] if stock.seqs else 0
         if self.with_vectors:
             self._fill_vectors(stock.vectors)
-
-    def _fill_links(self, stock: Stock) -> None:
-        told = zip(stock.ids, stock.sources, stock.times_s, strict=True)
-        sources = [self._number(id, source, time_s) for id, source, time_s in told]
-        before, after = [NONE] * len(sources), [NONE] * len(sources)
-        for slot, source in enumerate(sources):
-            last = self._tail.get(source, NONE)
-            if last != NONE:
-                before[slot], after[last] = last, slot
-            self._tail[source] = slot
-        for column, values in ((self._source, sources), (self._before, before), (self._after, after)):
-            column.extend(np.array(values, np.int64))
 
     def _fill_vectors(self, blobs: list[bytes | None]) -> None:
         first = next((blob for blob in blobs if blob is not None), None)
@@ -137,45 +113,38 @@ class Shelf:
             self.matrix = Matrix(len(first) // 4)
             self.matrix.extend(numbers.reshape(len(blobs), -1).astype(np.float32, copy=False))
 
-    def take(self, entry: Entry) -> bool:
-        """Take in a note, new or changed; False if that is not possible and the shelf must be filled anew."""
-        old = self.slot_of.get(entry.id)
-        if old is None:
-            if entry.seq <= self.newest:
-                return False  # an old note has become one that is found: its place is not at the end
-            source = self._number(entry.id, entry.source, entry.time_s)
-            before, after = self._tail.get(source, NONE), NONE
-        else:
-            source = int(self._source.view[old])
-            if self._families[source] != entry.source:
+    def take(self, entries: Iterable[Entry]) -> bool:
+        """Take in notes, new or changed, in order; False if that is not possible and the shelf must be filled anew."""
+        new: list[Entry] = []
+        for entry in entries:
+            old = self.slot_of.get(entry.id)
+            if old is None:
+                if entry.seq <= self.newest:
+                    return False  # an old note has become one that is found: its place is not at the end
+                self.newest = entry.seq
+                self.slot_of[entry.id] = len(self.ids) + len(new)
+                new.append(entry)
+                continue
+            self._append(new)
+            new.clear()
+            if not self._replace(old, entry):
                 return False
-            before, after = int(self._before.view[old]), int(self._after.view[old])
-            self._alive.view[old] = False
-        self._append(entry, source, before, after)
+        self._append(new)
         return True
 
     def revector(self, id: str, vector: Vector) -> None:
         """Give a note the vector that was made for it; an unknown id is no error."""
         slot = self.slot_of.get(id)
         if slot is not None and self.with_vectors:
-            self._matrix_for(vector).replace(slot, vector)
+            self._matrix_for(vector, len(self.ids)).replace(slot, vector)
 
     def remove(self, id: str) -> None:
         """Forget a note; an unknown id is no error."""
         slot = self.slot_of.pop(id, None)
-        if slot is None:
-            return
-        self._alive.view[slot] = False
-        before, after = int(self._before.view[slot]), int(self._after.view[slot])
-        if before != NONE:
-            self._after.view[before] = after
-        if after != NONE:
-            self._before.view[after] = before
-        elif before != NONE:
-            self._tail[int(self._source.view[slot])] = before
-        else:
-            self._tail.pop(int(self._source.view[slot]), None)
-        self._shape = None
+        if slot is not None:
+            self._alive.view[slot] = False
+            self._links.remove(slot)
+            self._shape = None
 
     @property
     def worn(self) -> bool:
@@ -200,17 +169,17 @@ class Shelf:
     @property
     def source(self) -> npt.NDArray[np.int64]:
         """The number of each note's source."""
-        return self._source.view
+        return self._links.source
 
     @property
     def before(self) -> npt.NDArray[np.int64]:
         """The slot of the note before each one in its source, or `NONE`."""
-        return self._before.view
+        return self._links.before
 
     @property
     def after(self) -> npt.NDArray[np.int64]:
         """The slot of the note after each one in its source, or `NONE`."""
-        return self._after.view
+        return self._links.after
 
     @property
     def alive(self) -> Mask:
@@ -235,49 +204,54 @@ class Shelf:
             self._shape = self._measured()
         return self._shape
 
-    def _number(self, id: str, source: str | None, time_s: float) -> int:
-        # An id begins with no null character: a note that stands alone shares its source's name with no other.
-        name = f"\0{id}" if source is None else source
-        if name.startswith(UNNAMED):
-            part, last = self._parts.get(name, (0, time_s))
-            part += abs(time_s - last) > _PAUSE_S
-            self._parts[name] = part, time_s
-            name = f"{name}{UNNAMED}{part}"
-        number = self._sources.setdefault(name, len(self._sources))
-        if number == len(self._families):
-            self._families.append(source)
-        return number
+    def _append(self, entries: Sequence[Entry]) -> None:
+        """Give new notes the next slots, all at once: one by one it would take ten times as long."""
+        if not entries:
+            return
+        self._links.extend(*zip(*((entry.id, entry.source, entry.time_s) for entry in entries), strict=True))
+        self._enter(entries)
 
-    def _append(self, entry: Entry, source: int, before: int, after: int) -> None:
-        slot = len(self.ids)
-        self.ids.append(entry.id)
-        self.slot_of[entry.id] = slot
+    def _replace(self, old: int, entry: Entry) -> bool:
+        if not self._links.follow(old, entry.source):
+            return False
+        self._alive.view[old] = False
+        self.slot_of[entry.id] = len(self.ids)
         self.newest = max(self.newest, entry.seq)
-        self.postings.add(slot, entry.terms)
-        self._lengths.append(entry.terms.counts.sum())
-        self._alive.append(True)
-        self._time.append(entry.time_s)
-        self._expires.append(np.inf if entry.expires_s is None else entry.expires_s)
-        self._mortal = self._mortal or entry.expires_s is not None
-        self._source.append(source)
-        self._before.append(before)
-        self._after.append(after)
-        if before != NONE:
-            self._after.view[before] = slot
-        if after == NONE:
-            self._tail[source] = slot
-        else:
-            self._before.view[after] = slot
-        if self.matrix is not None:
-            self.matrix.extend(np.zeros((1, self.matrix.dimensions), np.float32))
-        if entry.vector is not None and self.with_vectors:
-            self._matrix_for(entry.vector).replace(slot, entry.vector)
+        self._enter([entry])
+        return True
+
+    def _enter(self, entries: Sequence[Entry]) -> None:
+        """Give the next slots everything of a note but its place beside others."""
+        start = len(self.ids)
+        for slot, entry in enumerate(entries, start):
+            self.postings.add(slot, entry.terms)
+        self._describe(
+            [entry.id for entry in entries],
+            np.array([entry.terms.counts.sum() for entry in entries], np.float32),
+            [entry.time_s for entry in entries],
+            [entry.expires_s for entry in entries],
+        )
+        vectors = [entry.vector if self.with_vectors else None for entry in entries]
+        some = next((vector for vector in vectors if vector is not None), None)
+        if some is not None or self.matrix is not None:
+            matrix = self._matrix_for(some, start)
+            nothing = np.zeros(matrix.dimensions, np.float32)
+            matrix.extend(np.stack([nothing if vector is None else vector for vector in vectors]))
         self._shape = None
 
-    def _matrix_for(self, vector: Vector) -> Matrix:
+    def _describe(self, ids: list[str], lengths: Numbers, times_s: list[float], expires_s: list[float | None]) -> None:
+        self.ids += ids
+        self._lengths.extend(lengths)
+        self._alive.extend(np.ones(len(ids), np.bool_))
+        self._time.extend(np.array(times_s, np.float64))
+        self._expires.extend(np.array([np.inf if at is None else at for at in expires_s], np.float64))
+        self._mortal = self._mortal or any(at is not None for at in expires_s)
+
+    def _matrix_for(self, vector: Vector | None, slots: int) -> Matrix:
         if self.matrix is None:
+            assert vector is not None
             self.matrix = Matrix(len(vector))
-            self.matrix.extend(np.zeros((len(self.ids), len(vector)), np.float32))
+            self.matrix.extend(np.zeros((slots, len(vector)), np.float32))
         return self.matrix
 
     def _measured(self) -> Shape:
@@ -286,10 +260,10 @@ class Shelf:
         whole = float(lengths.sum())
         # NONE reads the last place: the first and the last note of a source must not gain by their shorter windows.
         padded = np.append(lengths, np.float32(whole / max(count, 1)))
-        windows = (lengths + padded[self._before.view] + padded[self._after.view]) * alive
-        sources = np.bincount(self._source.view, lengths).astype(np.float32)
-        present = int(np.count_nonzero(np.bincount(self._source.view[alive], minlength=1)))
-        linked = bool((alive & (self._before.view != NONE)).any())
+        windows = (lengths + padded[self._links.before] + padded[self._links.after]) * alive
+        sources = np.bincount(self._links.source, lengths).astype(np.float32)
+        present = int(np.count_nonzero(np.bincount(self._links.source[alive], minlength=1)))
+        linked = bool((alive & (self._links.before != NONE)).any())
         return Shape(
             count,
             whole / max(count, 1),

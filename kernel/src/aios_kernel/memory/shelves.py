@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final, NamedTuple, TypeAlias, Union, final
+from typing import Final, NamedTuple, TypeAlias, Union, cast, final
 
 import apsw
 
@@ -109,14 +110,14 @@ class Shelves:
         return shelf
 
     def _follow(self, shelf: Shelf, events: Iterable[Event]) -> bool:
-        for event in events:
-            match event:
-                case Entry():
-                    if not shelf.take(event):
-                        return False
-                case Gone():
+        for kind, group in itertools.groupby(events, type):
+            some = list(group)
+            if kind is Entry and not shelf.take(cast("list[Entry]", some)):
+                return False
+            for event in some:
+                if isinstance(event, Gone):
                     shelf.remove(event.id)
-                case Revectored():
+                elif isinstance(event, Revectored):
                     shelf.revector(event.id, event.vector)
         return not shelf.worn and (len(shelf.slot_of) <= self._max_vectors or not shelf.with_vectors)
 
