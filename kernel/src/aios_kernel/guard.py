@@ -165,11 +165,10 @@ class Guard:
         if program.taint or not self.access.policy.follows_taint:
             return
         called = {call.id: call.name for message in chat.messages for call in message.tool_calls}
-        for message in chat.messages:
-            if message.role == "tool":
-                name = message.name or called.get(message.tool_call_id or "", "")
-                if self._is_untrusted(name):
-                    program.mark([f"tool/{name}"])
+        told = [message for message in chat.messages if message.role == "tool"]
+        for name in dict.fromkeys(message.name or called.get(message.tool_call_id or "", "") for message in told):
+            if self._is_untrusted(name):
+                program.mark([f"tool/{name}"])
 
     def _is_untrusted(self, tool: str) -> bool:
         hosted = self._tools.tool(tool)

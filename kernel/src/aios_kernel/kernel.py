@@ -32,6 +32,7 @@ from aios_kernel.context.parking import Move
 from aios_kernel.context.space import swap_space
 from aios_kernel.embeddings import EmbedService
 from aios_kernel.engine.protocol import ExpertCaching
+from aios_kernel.gathering import Gathering
 from aios_kernel.guard import Guard
 from aios_kernel.job_calls import JobService
 from aios_kernel.managers import Managers
@@ -113,6 +114,7 @@ class Kernel:
         self._windows = Windows(self._chat, self._prepare, self.submit, self.ended)
         self._embed = EmbedService(model, config, self.dispatcher, managers.memory.embed_texts)
         self._generations: dict[int, OpenCall] = {}
+        self._gathering = Gathering(self.loop, self.dispatcher)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._began = time.time()
@@ -201,15 +203,17 @@ class Kernel:
 
     def _set_deadline(self, open_call: OpenCall, timeout_s: float | None) -> None:
         limit = timeout_s if timeout_s is not None else self.config.call_timeout_s or None
-        late = errors.DeadlineExceeded(f"the deadline of {limit or 0:g} s has passed", fix="pass a longer timeout")
-        terms = open_call.program.terms
-        if terms.ends_at_s is not None:
-            left_s = max(0.0, terms.ends_at_s - time.monotonic())
-            if limit is None or left_s < limit:
-                limit, late = left_s, terms.late()
-        if limit is not None:
-            open_call.deadline_s = time.monotonic() + limit
-            open_call.timer = self.loop.call_later(max(0.0, limit), self.end_early, open_call, late)
+        ends_at_s = open_call.program.terms.ends_at_s
+        left_s = None if ends_at_s is None else max(0.0, ends_at_s - time.monotonic())
+        if left_s is not None and (limit is None or left_s < limit):
+            self._end_in(left_s, open_call, open_call.program.terms.late())
+        elif limit is not None:
+            late = errors.DeadlineExceeded(f"the deadline of {limit:g} s has passed", fix="pass a longer timeout")
+            self._end_in(limit, open_call, late)
+
+    def _end_in(self, seconds: float, open_call: OpenCall, late: errors.AiosError) -> None:
+        open_call.deadline_s = time.monotonic() + seconds
+        open_call.timer = self.loop.call_later(max(0.0, seconds), self.end_early, open_call, late)
 
     def end_early(self, open_call: OpenCall, error: errors.AiosError) -> None:
         """End a call with an error before its time; its generation stops within a step."""
@@ -225,21 +229,22 @@ class Kernel:
         ran = max(0.0, open_call.ran_until(now))  # a clock that was set back must not give time back
         queued = max(0.0, now - open_call.opened_s - ran)
         count(open_call, queued, ran)
+        program, name, about = open_call.program, open_call.name, resource_of(open_call.call)
         self.managers.audit.append(
             AuditEntry(
                 now,
-                open_call.program.principal,
-                open_call.program.agent,
-                open_call.program.id,
-                open_call.name,
-                self._resource(open_call),
+                program.principal,
+                program.agent,
+                program.id,
+                name,
+                self._resource(open_call, about),
                 outcome,
                 queued,
                 ran,
             )
         )
-        if not open_call.name.startswith("kernel."):
-            self.tracer.add(self._span(open_call, outcome, started, now))
+        if not name.startswith("kernel."):
+            self.tracer.add(self._span(open_call, about, outcome, started, now))
 
     def refused(self, session: Session, syscall: str, program: str, resource: str, error: errors.AiosError) -> None:
         """Book a syscall that reached no program of its caller: it never ran, but it was tried."""
@@ -247,19 +252,18 @@ class Kernel:
             AuditEntry(time.time(), session.principal, session.client, program, syscall, resource, error.code, 0.0, 0.0)
         )
 
-    def _resource(self, open_call: OpenCall) -> str:
+    def _resource(self, open_call: OpenCall, name: str) -> str:
         """What a call is about, for the audit; of a hosted tool that is kept apart, also how."""
-        name = resource_of(open_call.call)
         tool = self.managers.tools.tool(name) if isinstance(open_call.call, ToolInvoke) else None
         return name if tool is None or tool.isolation == "trusted" else f"{name} ({tool.isolation})"
 
-    def _span(self, open_call: OpenCall, outcome: str, started: float, now: float) -> Span:
+    def _span(self, open_call: OpenCall, about: str, outcome: str, started: float, now: float) -> Span:
         return Span(
             program=open_call.program.id,
             agent=open_call.program.agent,
             framework=open_call.program.framework,
             syscall=open_call.name,
-            detail=resource_of(open_call.call),
+            detail=about,
             outcome=outcome,
             queued_s=open_call.opened_s,
             started_s=started,
@@ -299,7 +303,8 @@ class Kernel:
         open_call.found = (len(self._generations), self.model.engine.kv_free())
         for generation in generations:
             self._generations[generation.id] = open_call
-            self.dispatcher.submit(generation)
+            self.dispatcher.submit(generation, more=True)
+        self._gathering.note()
 
     def _deliver_soon(self, updates: list[Update]) -> None:
         """Called by the dispatcher's thread: one hop a step, not one a token."""

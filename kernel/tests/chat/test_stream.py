@@ -191,3 +191,20 @@ def test_special_tokens_are_not_shown(codecs: Any) -> None:
     assert len(tokens) == 3
     assert "".join(stream.push(token).text for token in tokens) == "ab"
     assert codec.decode(tokens) == "a<|start|>b"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+@pytest.mark.parametrize("template", ["hermes", "llama", "mistral_args", "no_tools"])
+def test_tokens_taken_at_once_say_the_same(codecs: Any, kind: str, template: str) -> None:
+    codec = codecs(kind, template)
+
+    @given(st.lists(FRAGMENTS, max_size=10), st.integers(0, 60), st.booleans(), st.booleans())
+    @settings(max_examples=60, deadline=None)
+    def same(parts: list[str], cut: int, tools: bool, many: bool) -> None:
+        call = LlmChat(messages=PLAIN_CALL.messages, tools=TOOL_CALL.tools if tools else [], parallel_tool_calls=many)
+        tokens = codec.encode("🙂" + "".join(parts))
+        slowly, at_once = codec.stream(call), codec.stream(call)
+        pieces = [*(slowly.push(token) for token in tokens), slowly.finish()]
+        assert join([at_once.push_all(tokens[:cut]), at_once.push_all(tokens[cut:]), at_once.finish()]) == join(pieces)
+
+    same()

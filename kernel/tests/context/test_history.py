@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_kernel.chat.history import history_keys
-from aios_kernel.context.history import Conversations
+from aios_kernel.context.history import Conversations, common_length, same_beginning
 from aios_kernel.scheduler.fifo import Fifo
 from aios_kernel.scheduler.protocol import ProgramEnded
 from aios_kernel.syscalls import LlmChat, Message, Sampling
@@ -101,3 +101,15 @@ def test_the_kv_of_a_living_program_outlasts_that_of_ended_ones(make_run: Any) -
     _, result = ask(run, FIRST, "late")
     assert result.usage.cached_tokens < (len(first.order.prompt) - 1) // 16 * 16
     run.dispatcher.stop()
+
+
+@given(
+    same=st.integers(0, 200),
+    one=st.lists(st.integers(0, 2), max_size=90),
+    other=st.lists(st.integers(0, 2), max_size=90),
+    less=st.integers(0, 300),
+)
+def test_common_beginnings_are_found_piece_by_piece(same: int, one: list[int], other: list[int], less: int) -> None:
+    first, second = [*range(same), *one], [*range(same), *other]
+    most = max(0, min(len(first), len(second)) - less)
+    assert same_beginning(first, second, most) == common_length(first[:most], second[:most])

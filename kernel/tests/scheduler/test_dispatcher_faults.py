@@ -113,10 +113,10 @@ def test_an_answer_that_cannot_be_read_ends_alone(monkeypatch: pytest.MonkeyPatc
     bench = Bench(Fifo({}))
     asked = bench.ask("think 5", "think 6", "think 5")
 
-    def push(token: int) -> None:
+    def push_all(tokens: list[int]) -> None:
         raise UnicodeError("no text")
 
-    monkeypatch.setattr(asked[1].stream, "push", push)
+    monkeypatch.setattr(asked[1].stream, "push_all", push_all)
     bench.dispatcher.start()
     assert [type(end) for end in bench.wait(asked)] == [LlmResult, errors.InternalError, LlmResult]
     bench.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,8 +310,8 @@ def test_an_interactive_call_takes_the_room_of_a_paused_batch_program(
 ) -> None:
     """However soon that one is expected back; one of its own class keeps it for its time."""
     new = queued(2, 3000, priority="interactive")
-    for kept, gone in ((dataclasses.replace(parked(1, 3000), priority="batch"), True), (
-        dataclasses.replace(parked(1, 3000), priority="interactive"), False)):  # fmt: skip
+    for kept, gone in ((replace(parked(1, 3000), priority="batch"), True), (
+        replace(parked(1, 3000), priority="interactive"), False)):  # fmt: skip
         made = policy([])
         paused(made, 1, "build", 0.05)
         made.observe(Arrived(2, "p2"), 0.01)

@@ -66,7 +66,7 @@ class World:
         for names, place in ((plan.stow, SWAPPED), (plan.fetch, RESIDENT), (plan.drop, None)):
             for name in names:
                 if name in self.parked and self._chance.random() < 0.8:
-                    self._put(name, dataclasses.replace(self.parked[name], residency=place) if place else None)
+                    self._put(name, replace(self.parked[name], residency=place) if place else None)
         for number, task in self.tasks.items():
             if task.residency is QUEUED:
                 self.tasks[number] = replace(task, pending=task.length - self._reused(task))
@@ -121,7 +121,7 @@ def test_it_decides_as_one_that_looks_at_everything_each_time(forgetful: bool, m
                 looks.observe(event, world.now_s)
             view = world.view(world.rows)
             plan = told.decide(view, world.now_s)
-            afresh = dataclasses.replace(view, parked=tuple(dataclasses.replace(row) for row in world.parked.values()))
+            afresh = dataclasses.replace(view, parked=tuple(replace(row) for row in world.parked.values()))
             assert plan == looks.decide(afresh, world.now_s)
             moved += len(plan.stow) + len(plan.fetch) + len(plan.drop)
             world.carry_out(plan)

@@ -107,6 +107,32 @@ def test_who_comes_or_leaves_in_the_middle_is_seen_at_once(life: Any, policy: Wa
     life.close()
 
 
+def test_what_was_emitted_in_a_stretch_counts_before_its_end(
+    life: Any, policy: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps, there, on = life.model.engine.step, 0, threading.Event(), threading.Event()
+
+    def step(plan: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 30:
+            there.set()
+            assert on.wait(30)
+        return real(plan)
+
+    monkeypatch.setattr(life.model.engine, "step", step)
+    long = life.ask("long", "think 4000", tokens=60)
+    assert there.wait(30)
+    assert long.usage().completion_tokens == 29
+    assert long.generated < 29  # the others are not handed to the answer one by one
+    on.set()
+    life.wait([long])
+    assert isinstance(long.ended, LlmResult)
+    assert long.ended.text.split() == [f"w{n}" for n in range(60)]
+    assert policy.generated(long.id) == long.generated == 60
+    life.close()
+
+
 def test_an_outside_event_ends_a_stretch(life: Any, policy: Watched) -> None:
     long = life.ask("long", "think 4000", tokens=4000)
     _until(lambda: any(plan.repeat for plan in policy.plans))

@@ -64,6 +64,11 @@ class _Tokens:
         self.tokens.append(token)
         return TextPiece()
 
+    def push_all(self, tokens: Sequence[int]) -> TextPiece:
+        """Keep several."""
+        self.tokens += tokens
+        return TextPiece()
+
     def finish(self) -> TextPiece:
         """Nothing is held back."""
         return TextPiece()

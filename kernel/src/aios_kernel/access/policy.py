@@ -43,7 +43,13 @@ _Compiled = dict[Right, Rules]
 
 @final
 class Policy:
-    """The rules of one file. Immutable but for what it remembers; used on one thread."""
+    """The rules of one file. Immutable but for what it remembers; used on one thread.
+
+    Attributes:
+        text: the file's.
+        approvals: how it wants questions asked.
+        follows_taint: whether taint means anything here.
+    """
 
     def __init__(self, text: PolicyText) -> None:
         self.text = text
@@ -55,6 +61,7 @@ class Policy:
             for effect, rules in (("deny", text.deny), ("ask", text.ask), ("allow", text.allow))
             for number, rule in enumerate(rules)
         ]
+        self.follows_taint = bool(self._sources) or any(_for_tainted(rule) for _, rule, _ in self._rules)
         self._members = [_members(text.roles, lists) for lists in _LISTS]
         self._lists = {
             name: sum(getattr(role, lists) is not None for lists in _LISTS) for name, role in text.roles.items()
@@ -94,11 +101,6 @@ class Policy:
         """Tokens of one run: the largest of its roles' budgets; None: no role of it names one."""
         budgets = [self.text.roles[name].budget for name in self.roles(subject)]
         return max((budget for budget in budgets if budget is not None), default=None)
-
-    @property
-    def follows_taint(self) -> bool:
-        """Whether taint means anything here."""
-        return bool(self._sources) or any(_for_tainted(rule) for _, rule, _ in self._rules)
 
     def taints(self, tool: str) -> bool:
         """Whether a tool's results are untrusted by this policy."""

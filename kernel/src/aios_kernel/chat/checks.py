@@ -12,6 +12,8 @@ def check_chat(call: LlmChat) -> None:
     """Refuse a call that contradicts itself, whatever the model. Raises InvalidRequest."""
     if not call.messages:
         raise InvalidRequest("a chat needs at least one message", fix="pass messages=[...]")
+    if is_plain(call):
+        return
     names = [tool.name for tool in call.tools]
     if call.tool_choice not in _CHOICES and call.tool_choice not in names:
         offered = ", ".join(names) or "none"
@@ -22,6 +24,12 @@ def check_chat(call: LlmChat) -> None:
     if call.tool_choice == "required" and not names:
         raise InvalidRequest('tool_choice is "required", but no tools are offered', fix="pass tools=[...]")
     _check_structure(call)
+
+
+def is_plain(call: LlmChat) -> bool:
+    """Whether a call offers no tools and asks for nothing but text: most do, and nothing in it can contradict."""
+    structured = call.tools or call.choice or call.schema is not None or call.regex is not None
+    return not structured and call.tool_choice in {"auto", "none"}
 
 
 def _check_structure(call: LlmChat) -> None:

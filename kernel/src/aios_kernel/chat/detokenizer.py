@@ -72,14 +72,19 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that the token completes."""
-        if token in self._hidden:
-            return ""
-        data = self._bytes.of(token)
-        if self._at_start and data:
-            self._at_start = False
-            data = data.removeprefix(b" ")
-        return self._decoder.push(data)
+        return "" if token in self._hidden else self._text(self._bytes.of(token))
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The text that the tokens complete."""
+        hidden, of = self._hidden, self._bytes.of
+        return self._text(b"".join([of(token) for token in tokens if token not in hidden]))
 
     def finish(self) -> str:
         """What is left of an incomplete character: U+FFFD, or nothing."""
         return self._decoder.finish()
+
+    def _text(self, data: bytes) -> str:
+        if self._at_start and data:
+            self._at_start = False
+            data = data.removeprefix(b" ")
+        return self._decoder.push(data)

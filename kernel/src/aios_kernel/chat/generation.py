@@ -106,6 +106,8 @@ class Generation:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     counted: Usage | None = None
     """Tokens as the engine counted them, if it does."""
+    ahead: Sequence[object] = ()
+    """As long as there are tokens that it has emitted and not been given yet (`scheduler.stretch`)."""
     stops: StopFilter = field(init=False)
     _untold: list[int] = field(default_factory=list[int])
     """Tokens of a quiet answer that were not turned into text yet."""
@@ -121,6 +123,17 @@ class Generation:
         self.generated += 1
         self._untold.append(token)
         return True
+
+    @property
+    def unheard(self) -> int:
+        """Tokens that `keep` is sure to take unless one of them ends the answer; 0 for an answer that is not quiet."""
+        return self.order.max_tokens - 1 - self.generated if self.order.quiet else 0
+
+    def keep_all(self, tokens: Sequence[int]) -> None:
+        """`keep` of tokens that are known to carry the answer on; those that were `ahead`."""
+        self.ahead = ()
+        self.generated += len(tokens)
+        self._untold += tokens
 
     def accept(self, output: StepOutput) -> LlmDelta | None:
         """Take an emitted token; gives what became visible. May set `ended`."""
@@ -158,7 +171,9 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         return self.counted or Usage(
-            prompt_tokens=len(self.order.prompt), cached_tokens=self.cached, completion_tokens=self.generated
+            prompt_tokens=len(self.order.prompt),
+            cached_tokens=self.cached,
+            completion_tokens=self.generated + len(self.ahead),
         )
 
     def _logprob(self, output: StepOutput) -> list[TokenLogprob]:
@@ -182,8 +197,8 @@ class Generation:
         return LlmDelta(text=text, tool_calls=list(piece.tool_calls), logprobs=logprobs or [], index=self.index)
 
     def _end(self, reason: FinishReason) -> LlmDelta | None:
-        for token in self._untold:
-            self._show(self.stream.push(token))
+        if self._untold:
+            self._show(self.stream.push_all(self._untold))
         delta = self._show(self.stream.finish())
         if not self.stops.hit and (held := self.stops.finish()):
             self.text.append(held)

@@ -30,6 +30,10 @@ class TextStream(Protocol):
         """Take one token (never an end token) and give what can be shown."""
         ...
 
+    def push_all(self, tokens: Sequence[int]) -> TextPiece:
+        """Take several tokens and give all that can be shown: what `push` gives one after the other, as one piece."""
+        ...
+
     def finish(self) -> TextPiece:
         """Give what was held back."""
         ...

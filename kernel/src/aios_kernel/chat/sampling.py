@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from typing import Any
+from typing import TypeVar
 
 from aios_kernel.engine.protocol import Capabilities, SamplingParams
 from aios_kernel.errors import InvalidRequest, Unsupported
@@ -17,6 +16,7 @@ _COLDEST = 1e-5
 _SEED_BITS = 63
 _seeds = random.Random()
 """Seeds are no secrets, and asking the system for each took longer than the rest of a call's preparation."""
+_Number = TypeVar("_Number", int, float)
 
 
 def resolve(asked: Sampling, defaults: SamplingParams, forced: tuple[int, ...]) -> SamplingParams:
@@ -27,25 +27,32 @@ def resolve(asked: Sampling, defaults: SamplingParams, forced: tuple[int, ...]) 
         defaults: the model's.
         forced: tokens of the answer, if it is given.
     """
-    chosen: dict[str, Any] = {name: value for name in _DEFAULTED if (value := getattr(asked, name)) is not None}
-    params = dataclasses.replace(
-        defaults,
-        **chosen,
+    temperature = _chosen(asked.temperature, defaults.temperature)
+    return SamplingParams(
+        temperature=0.0 if temperature < _COLDEST else temperature,
+        top_p=_chosen(asked.top_p, defaults.top_p),
+        top_k=_chosen(asked.top_k, defaults.top_k),
+        min_p=_chosen(asked.min_p, defaults.min_p),
+        presence_penalty=_chosen(asked.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=_chosen(asked.frequency_penalty, defaults.frequency_penalty),
+        repetition_penalty=_chosen(asked.repetition_penalty, defaults.repetition_penalty),
         logit_bias=tuple(asked.logit_bias.items()),
         seed=_seeds.getrandbits(_SEED_BITS) if asked.seed is None else asked.seed,
         top_logprobs=asked.top_logprobs if asked.logprobs else None,
         prompt_logprobs=asked.prompt_logprobs,
+        margin=defaults.margin,
         forced=forced,
     )
-    return dataclasses.replace(params, temperature=0.0) if params.temperature < _COLDEST else params
+
+
+def _chosen(asked: _Number | None, default: _Number) -> _Number:
+    return default if asked is None else asked
 
 
 def answer_seed(seed: int, index: int) -> int:
     """The seed of one of several answers; the first has the call's own."""
     return (seed + index + (1 << _SEED_BITS)) % (1 << _SEED_BITS + 1) - (1 << _SEED_BITS)
 
-
-_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),

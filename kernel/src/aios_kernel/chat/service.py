@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import secrets
 import time
@@ -22,6 +23,8 @@ from aios_kernel.syscalls import LlmChat, LlmEmbed, Sampling, WindowStrategy
 from aios_kernel.terms import Terms
 
 _INLINE_CHARACTERS = 4000
+_SALTS = 4096
+"""Remembered; one more is worked out anew."""
 
 
 class ChatService:
@@ -33,7 +36,7 @@ class ChatService:
         self._loras = Loras(model, config.models)
         self._strict = config.strict
         # The kernel, not the caller, keeps trust domains apart in the prefix cache; a fresh key each life.
-        self._salt_key = secrets.token_bytes(16)
+        self._salt = functools.lru_cache(_SALTS)(functools.partial(_salt, secrets.token_bytes(16)))
         self._window: WindowStrategy = config.window
         room = min(model.codec.window, model.engine.capabilities.kv_tokens)
         self._fitter = WindowFitter(model.codec, room, model.name) if model.engine.capabilities.step_control else None
@@ -58,7 +61,7 @@ class ChatService:
     def fit(self, call: LlmChat, program: Program) -> Fitting:
         """Make a call fit the window by its declared strategy; see `WindowFitter.fit`."""
         assert self._fitter is not None
-        return self._fitter.fit(call, self._strategy(call, program), self._salt(program))
+        return self._fitter.fit(call, self._strategy(call, program), self._salt(program.principal, program.group))
 
     def _strategy(self, call: LlmChat, program: Program) -> WindowStrategy:
         return call.window or program.window or self._window
@@ -88,7 +91,7 @@ class ChatService:
             agent=program.agent,
             group=program.group,
             priority=program.priority,
-            salt=self._salt(program),
+            salt=self._salt(program.principal, program.group),
             prompt=prompt,
             sampling=self._sampling(call.sampling),
             max_tokens=self._limit(call.sampling, len(prompt), program.terms, lora),
@@ -137,11 +140,6 @@ class ChatService:
                 fix=f'map it in aios.toml: [models] "{asked}" = "{self._model.name}", or set strict = false',
             )
 
-    def _salt(self, program: Program) -> bytes:
-        # The length keeps two names apart that run together otherwise: no caller chooses another one's domain.
-        domain = f"{len(program.principal)}:{program.principal}{program.group}".encode(errors="surrogatepass")
-        return hashlib.blake2b(domain, key=self._salt_key, digest_size=16).digest()
-
     def _sampling(self, asked: Sampling) -> SamplingParams:
         return resolve(asked, self._model.codec.defaults, self._forced(asked.forced))
 
@@ -175,3 +173,10 @@ class ChatService:
         if call.sampling.forced is not None:
             return None  # the text is given; a grammar could only contradict it
         return self._model.codec.grammar(call)
+
+
+def _salt(key: bytes, principal: str, group: str) -> bytes:
+    """What keeps the trust domain of a group apart in the prefix cache."""
+    # The length keeps two names apart that run together otherwise: no caller chooses another one's domain.
+    domain = f"{len(principal)}:{principal}{group}".encode(errors="surrogatepass")
+    return hashlib.blake2b(domain, key=key, digest_size=16).digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aios_kernel.chat.detokenizer import Detokenizer
 from aios_kernel.chat.formats import ToolCallParser
 from aios_kernel.chat.protocol import TextPiece
@@ -24,8 +26,11 @@ class TokenStream:
 
     def push(self, token: int) -> TextPiece:
         """Take one token (never an end token) and give what can be shown."""
-        text = self._detokenizer.push(token)
-        return self._told(self._parser.push(text)) if self._parser else TextPiece(text)
+        return self._shown(self._detokenizer.push(token))
+
+    def push_all(self, tokens: Sequence[int]) -> TextPiece:
+        """See `TextStream.push_all`."""
+        return self._shown(self._detokenizer.push_all(tokens))
 
     def finish(self) -> TextPiece:
         """Give what was held back."""
@@ -34,6 +39,9 @@ class TokenStream:
             return TextPiece(text)
         piece, last = self._told(self._parser.push(text)), self._told(self._parser.finish())
         return TextPiece(piece.text + last.text, piece.tool_calls + last.tool_calls)
+
+    def _shown(self, text: str) -> TextPiece:
+        return self._told(self._parser.push(text)) if self._parser else TextPiece(text)
 
     def _told(self, piece: TextPiece) -> TextPiece:
         if self._many or not piece.tool_calls:

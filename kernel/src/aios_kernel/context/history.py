@@ -12,6 +12,8 @@ _CONVERSATIONS = 8
 """Remembered of each program..."""
 _ANSWERS = 8
 """...and of each of these so many answers, of which the next turn contains one."""
+_PIECE = 64
+"""Tokens compared at once."""
 
 
 class Conversations:
@@ -56,3 +58,16 @@ def common_length(earlier: Sequence[int] | NDArray[np.int32], prompt: Sequence[i
     size = min(len(earlier), len(prompt))
     different = np.flatnonzero(np.asarray(earlier[:size], dtype=np.int32) != np.asarray(prompt[:size], dtype=np.int32))
     return int(different[0]) if len(different) else size
+
+
+def same_beginning(one: Sequence[int], other: Sequence[int], most: int) -> int:
+    """Length of the common beginning of two lists of tokens, of which `most` in each count.
+
+    Most pairs part at once, and those that do not are compared a piece at a time: nothing is copied into arrays.
+    """
+    start = 0
+    while start < most and one[start : start + _PIECE] == other[start : start + _PIECE]:
+        start += _PIECE
+    while start < most and one[start] == other[start]:
+        start += 1
+    return min(start, most)

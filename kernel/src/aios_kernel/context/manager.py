@@ -16,7 +16,6 @@ from aios_kernel.context.space import SwapSpace
 from aios_kernel.context.swap import SwapTiers
 from aios_kernel.engine.protocol import Caller, Context, Engine, ForCallers, Grammar, LoraAdapters
 from aios_kernel.errors import AiosError, OutOfMemory, UnknownModel
-from aios_kernel.scheduler.protocol import Residency
 
 __all__ = ["ContextManager", "Held"]
 
@@ -126,11 +125,8 @@ class ContextManager:
         self.tiers.settle()
         self.parking.settle()
 
-    def pending(self, held: Held) -> int:
-        """Tokens of a generation without KV, less what it will find in the pool: parked, or of another answer."""
-        return held.pending - (self._waiting_for(held) if held.residency is Residency.QUEUED else 0)
-
-    def _waiting_for(self, held: Held) -> int:
+    def awaits(self, held: Held) -> int:
+        """Tokens of a queued generation's prompt that it will find in the pool: parked, or of another answer."""
         other = self._other(held) if self._engine.capabilities.holds else None  # else a fork is a copy
         if other is None:
             return self.parking.reusable(held)

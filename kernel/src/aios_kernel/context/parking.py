@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from aios_kernel.chat.generation import Order
 from aios_kernel.context.held import Held
-from aios_kernel.context.history import common_length
+from aios_kernel.context.history import same_beginning
 from aios_kernel.context.place import Place
 from aios_kernel.context.residue import Residue
 from aios_kernel.context.swap import SwapTiers
@@ -199,7 +199,7 @@ class Parking:
     def _common(self, context: Context, order: Order) -> int:
         if order.sampling.prompt_logprobs is not None:
             return 0  # such a context takes nothing from the cache
-        return min(common_length(context.tokens[: context.computed], order.prompt), len(order.prompt) - 1)
+        return same_beginning(context.tokens, order.prompt, min(context.computed, len(order.prompt) - 1))
 
     def _has_room(self, tokens: int) -> bool:
         return self._engine.capabilities.snapshot and self._tiers.has_room and tokens <= self._tiers.room_tokens

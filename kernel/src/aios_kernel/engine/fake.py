@@ -194,6 +194,15 @@ class FakeStream:
         name, arguments = msgspec.json.decode(word.removeprefix(_CALL))
         return TextPiece(tool_calls=(ToolCall(id=f"call_{uuid.uuid4().hex[:12]}", name=name, arguments=arguments),))
 
+    def push_all(self, tokens: Sequence[int]) -> TextPiece:
+        """Several."""
+        words = [self._vocabulary.word(token) for token in tokens]
+        if not any(word.startswith(_CALL) for word in words):
+            return TextPiece("".join(words))
+        pieces = [self.push(token) for token in tokens]
+        calls = tuple(call for piece in pieces for call in piece.tool_calls)
+        return TextPiece("".join([piece.text for piece in pieces]), calls)
+
     def finish(self) -> TextPiece:
         """Nothing is held back."""
         return TextPiece()

@@ -10,6 +10,8 @@ from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.scheduler.protocol import Residency, Task
 from aios_kernel.scheduler.rows import Rows
 
+_RESIDENT, _QUEUED, _SWAPPED = Residency.RESIDENT, Residency.QUEUED, Residency.SWAPPED
+
 
 class Board:
     """Rows by id, in order of arrival. Thousands may wait: a look costs what has changed, not what is there.
@@ -91,21 +93,24 @@ class Board:
     def _row(self, held: Held) -> Task:
         generation, order, context = held.generation, held.generation.order, held.context
         if context is not None:  # as the properties of `Held` say, without asking each of them
-            residency, length = Residency.RESIDENT, len(context.tokens)
+            residency, length = _RESIDENT, len(context.tokens)
             pending = length - context.computed
+        elif held.snapshot is None and held.stored is None:
+            residency, length = _QUEUED, len(order.prompt)
+            pending = length - self._contexts.awaits(held)
         else:
-            residency, length, pending = held.residency, held.total, self._contexts.pending(held)
-        return Task(
-            id=generation.id,
-            program=order.program,
-            agent=order.agent,
-            group=order.group,
-            priority=order.priority,
-            arrived_s=generation.arrived_s,
-            residency=residency,
-            length=length,
-            pending=pending,
-            generated=generation.generated,
-            root=order.root,
-            deadline_s=order.deadline_s,
+            residency, length, pending = _SWAPPED, held.length, held.pending
+        return Task(  # by place: a row of everybody in the pool is made in every step
+            generation.id,
+            order.program,
+            order.agent,
+            order.group,
+            order.priority,
+            generation.arrived_s,
+            residency,
+            length,
+            pending,
+            generation.generated,
+            order.root,
+            order.deadline_s,
         )

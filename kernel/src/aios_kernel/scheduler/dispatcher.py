@@ -23,6 +23,7 @@ from aios_kernel.context.space import SwapSpace
 from aios_kernel.engine.protocol import ForCallers
 from aios_kernel.process import Standing
 from aios_kernel.scheduler.embedding import EmbedQueue
+from aios_kernel.scheduler.inbox import Inbox
 from aios_kernel.scheduler.protocol import Event, Policy, ProgramEnded, View
 from aios_kernel.scheduler.roster import Roster, Update, shutting_down
 from aios_kernel.scheduler.standings import standings
@@ -61,11 +62,9 @@ class Dispatcher:
         self._deliver = deliver
         self._moved = moved
         self._embeds = EmbedQueue(model.engine)
-        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._ids = itertools.count(1)
         self._stopping = False
-        self._closed = False
-        self._gate = threading.Lock()  # nothing is queued behind the last look into the inbox
         self._thread = threading.Thread(target=self._run, name="aios-engine", daemon=True)
 
     @property
@@ -110,14 +109,33 @@ class Dispatcher:
         """A fresh id for a generation."""
         return next(self._ids)
 
-    def submit(self, generation: Generation) -> None:
-        """Queue a generation; it ends in exactly one update whose generation has `ended` set."""
-        with self._gate:
-            if not self._closed:
-                self._inbox.put(lambda: self._roster.arrive(generation))
-                return
-        generation.fail(shutting_down())
-        self._deliver([Update(generation, ended=True)])
+    def submit(self, generation: Generation, *, more: bool = False) -> None:
+        """Queue a generation; it ends in exactly one update whose generation has `ended` set.
+
+        `more`: others may follow at once, so that a thread that rests is not to begin a step for this one alone. It is
+        woken by `wake`, or by whatever else comes.
+        """
+
+        def arrive() -> None:
+            self._roster.arrive(generation)
+
+        if not (self._inbox.put_quietly if more else self._inbox.put)(arrive):
+            generation.fail(shutting_down())
+            self._deliver([Update(generation, ended=True)])
+
+    @property
+    def rests(self) -> bool:
+        """Whether its thread waits for orders, as nothing is open."""
+        return self._inbox.rests
+
+    @property
+    def unbegun(self) -> int:
+        """How many generations wait for `wake`."""
+        return self._inbox.quiet
+
+    def wake(self) -> None:
+        """No others follow for now."""
+        self._inbox.wake()
 
     def cancel(self, generation: Generation, error: errors.AiosError) -> None:
         """End a generation with an error, unless it has ended."""
@@ -126,11 +144,8 @@ class Dispatcher:
     def embed(self, texts: Sequence[Sequence[int]]) -> Future[list[list[float]]]:
         """Embed texts of tokens with the model; see `Engine.embed`. Cancel the future to give it up."""
         future: Future[list[list[float]]] = Future()
-        with self._gate:
-            if not self._closed:
-                self._inbox.put(lambda: self._embeds.put(texts, future))
-                return future
-        future.set_exception(shutting_down())
+        if not self._inbox.put(lambda: self._embeds.put(texts, future)):
+            future.set_exception(shutting_down())
         return future
 
     def observe(self, event: Event) -> None:
@@ -166,10 +181,9 @@ class Dispatcher:
 
     def _leave(self) -> None:
         """Whatever ended the thread: nobody is left waiting for an answer."""
-        with self._gate:
-            self._closed = True
-        while not self._inbox.empty():
-            self._obey(self._inbox.get())
+        self._inbox.close()
+        while not self._inbox.empty:
+            self._obey(self._inbox.take())
         self._roster.fail_all(shutting_down())
         self._embeds.fail_all(shutting_down())
         self._flush()
@@ -180,11 +194,11 @@ class Dispatcher:
         try:
             if wait:
                 self._stepper.look()
-                self._obey(self._inbox.get(timeout=self._patience_s()))
+                self._obey(self._inbox.wait(self._patience_s(), rest=True))
             for _ in range(_ORDERS):
-                if self._stopping or self._inbox.empty():
+                if self._stopping or self._inbox.empty:
                     return
-                self._obey(self._inbox.get_nowait())
+                self._obey(self._inbox.take())
         except queue.Empty:
             pass
 
@@ -197,7 +211,7 @@ class Dispatcher:
     def _wait_a_moment(self) -> bool:
         """Wait a little for an order; whether one came."""
         try:
-            self._obey(self._inbox.get(timeout=_MOMENT_S))
+            self._obey(self._inbox.wait(_MOMENT_S))
         except queue.Empty:
             return False
         return True

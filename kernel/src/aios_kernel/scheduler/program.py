@@ -64,6 +64,7 @@ class ProgramPolicy:
         self.longest = 256
         self._prefill_per_s = _PREFILL_PER_S
         self._prefilled = 0
+        self._counts_service = self.knobs.order == "service"
         self._decided_s = 0.0
         self._attained: dict[str, float] = {}
         self._joined: dict[str, float] = {}
@@ -76,7 +77,10 @@ class ProgramPolicy:
     def observe(self, event: Event, now_s: float) -> None:
         """Keep the account of service, pauses and queued calls."""
         if isinstance(event, Computed):
-            self._serve(event)
+            prefilled = event.tokens - event.generated
+            self._prefilled += prefilled
+            if self._counts_service:
+                self._serve(event, prefilled)
             return
         self.kept.touch(event.program)
         if isinstance(event, Arrived):
@@ -142,11 +146,7 @@ class ProgramPolicy:
         turn_s = self.knobs.patience * self.lives.stay_s
         return (name for name, _ in takewhile(lambda each: now_s - each[1] >= turn_s, self._since_s.items()))
 
-    def _serve(self, event: Computed) -> None:
-        prefilled = event.tokens - event.generated
-        self._prefilled += prefilled
-        if self.knobs.order != "service":
-            return
+    def _serve(self, event: Computed, prefilled: int) -> None:
         family = self._family.get(event.program, event.program)
         service = prefilled + self.knobs.decode_weight * event.generated
         self._attained[family] = self._attained.get(family, 0.0) + service

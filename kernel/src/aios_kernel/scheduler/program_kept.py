@@ -15,6 +15,8 @@ from aios_kernel.scheduler.program_timeline import Timeline
 from aios_kernel.scheduler.protocol import Parked, Residency, Task, View
 from aios_kernel.scheduler.rows import Journal
 
+_SWAPPED = Residency.SWAPPED
+
 
 class Kept:
     """What is parked, sorted into what may happen to it.
@@ -169,34 +171,42 @@ class Kept:
         if row is None:
             return
         queued = self._waiting.of(program)
-        task = tasks.get(queued.id) if queued is not None else None
         place, number = CLASSES[row.priority], self._numbers[program]
-        if row.residency is Residency.SWAPPED:
+        if row.residency is _SWAPPED:
             if queued is not None:
                 self.warm.put(program, (CLASSES[queued.priority], queued.arrived_s, number))
-        elif task is None:
-            self._held[place] += self._blocks(row.length)
+            timeline = self._away
         else:
-            is_hot = self._live[program] = task.pending < task.length
-            if is_hot:
-                self.hot.put(program, (CLASSES[task.priority], task.pending, number))
-                self.returned.put(program, (CLASSES[task.priority], number))
-            else:
-                self.cold[program] = None
-            return
+            task = tasks.get(queued.id) if queued is not None else None
+            if task is not None:
+                self._sort_live(program, task, number)
+                return
+            self._held[place] += -(-row.length // self._block) * self._block
+            timeline = self._idle[place]
         self._paused[program] = row
         self.lengths.add(row.length)
-        self._timeline(row).put(program, number)
+        timeline.put(program, number)
+
+    def _sort_live(self, program: str, task: Task, number: int) -> None:
+        """A context in the pool with a call: whether that goes on from it."""
+        is_hot = self._live[program] = task.pending < task.length
+        if is_hot:
+            self.hot.put(program, (CLASSES[task.priority], task.pending, number))
+            self.returned.put(program, (CLASSES[task.priority], number))
+        else:
+            self.cold[program] = None
 
     def _sort_out(self, program: str) -> None:
         row = self._paused.pop(program, None)
         if row is not None:
             self.lengths.remove(row.length)
-            self._timeline(row).discard(program)
-            if row.residency is Residency.RESIDENT:
-                self._held[CLASSES[row.priority]] -= self._blocks(row.length)
-            else:
+            if row.residency is _SWAPPED:
+                self._away.discard(program)
                 self.warm.discard(program)
+            else:
+                place = CLASSES[row.priority]
+                self._idle[place].discard(program)
+                self._held[place] -= -(-row.length // self._block) * self._block
             return
         is_hot = self._live.pop(program, None)
         if is_hot:
@@ -204,9 +214,3 @@ class Kept:
             self.returned.discard(program)
         elif is_hot is not None:
             del self.cold[program]
-
-    def _timeline(self, row: Parked) -> Timeline:
-        return self._away if row.residency is Residency.SWAPPED else self._idle[CLASSES[row.priority]]
-
-    def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self._block) * self._block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
@@ -93,6 +93,11 @@ class Waiting:
 
     def __contains__(self, number: int) -> bool:
         return number in self._tasks
+
+    @property
+    def numbers(self) -> KeysView[int]:
+        """Of all that wait; it goes on changing."""
+        return self._tasks.keys()
 
     def put(self, task: Task, rank: Rank, due_s: float) -> None:
         """Add a call; smaller ranks come first, and before all ranks those that are due."""

@@ -40,7 +40,7 @@ class Room:
         self._preempted = [task for task in active if task.residency is Residency.SWAPPED]
         self._busy = {task.program for task in active}
         self._refused: dict[tuple[float, int], int] = {}
-        waiting, block, promised, self._pending = policy.waiting, view.block_size, 0, 0
+        waiting, block, promised, self._pending = policy.waiting.numbers, view.block_size, 0, 0
         for task in self._runs:  # the hot loop: no calls in it
             if task.id in waiting:
                 policy.stop_waiting(task.id)

@@ -57,8 +57,7 @@ class Task(msgspec.Struct, frozen=True):
         return self.root or self.program
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(msgspec.Struct, frozen=True):
     """The KV that a program's last call left behind, kept for its next one. Counts are in tokens."""
 
     program: str

@@ -79,6 +79,15 @@ class Roster:
             return False
         return True
 
+    def tell_all(self, events: Iterable[Event], now_s: float) -> None:
+        """`tell` for several."""
+        observe = self.policy.observe
+        for event in events:
+            try:
+                observe(event, now_s)
+            except Exception:  # noqa: BLE001 - as in `tell`
+                _log.exception("the policy %s failed on %s", self.policy.name, event)
+
     def note(self, update: Update) -> None:
         """Have something told."""
         self.updates.append(update)

@@ -11,7 +11,7 @@ from aios_kernel import errors
 from aios_kernel.context.manager import ContextManager, Held
 from aios_kernel.engine.protocol import Context, Engine, KvExhausted, StepOutput, TwoPhase
 from aios_kernel.scheduler.moves import Moves
-from aios_kernel.scheduler.protocol import Computed, Plan, Residency, View
+from aios_kernel.scheduler.protocol import Computed, Event, Plan, Residency, View
 from aios_kernel.scheduler.roster import Roster, Update, engine_error, too_big
 from aios_kernel.scheduler.stretch import Stretch
 
@@ -142,16 +142,18 @@ class Stepper:
         `seen` tells how many tokens the policy saw pending of those that have just got their contexts. What it left out
         since it is parked, a context takes, as far as it lies within a block, only as it computes.
         """
-        engine, limits = self._engine, self._engine.capabilities
-        free, budget = engine.kv_free(), limits.max_step_tokens
+        engine, limits, known = self._engine, self._engine.capabilities, self._roster.held
+        free, budget, most = engine.kv_free(), limits.max_step_tokens, limits.max_batch
         batch: dict[int, tuple[Held, Context, int]] = {}
         for task, tokens in plan.run:
-            held = self._roster.held.get(task)
+            held = known.get(task)
             context = held.context if held is not None else None
-            if held is None or context is None or task in batch or len(batch) >= limits.max_batch:
+            if held is None or context is None or task in batch or len(batch) >= most:
                 continue
-            uncounted = max(0, context.pending - seen.get(task, context.pending))
-            tokens = min(tokens + uncounted, context.pending, budget)
+            pending = context.pending
+            if task in seen:
+                tokens += max(0, pending - seen[task])
+            tokens = min(tokens, pending, budget)
             need = engine.kv_need(context, tokens) if tokens > 0 else 0
             if tokens > 0 and need <= free:
                 batch[task] = (held, context, tokens)
@@ -202,6 +204,8 @@ class Stepper:
     def _accept_more(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:
         """One more token of each, and nothing else that the policy would have to hear of now."""
         self.tokens_computed += len(outputs)
+        if self._stretch.keep([output.token for output in outputs]):
+            return
         for held, output in zip(members, outputs, strict=True):
             token = output.token
             if output.error is not None:
@@ -213,9 +217,23 @@ class Stepper:
                 self._show(held, output)
 
     def _accept_all(self, members: Sequence[Held], outputs: Sequence[StepOutput]) -> None:
-        now = time.monotonic()
+        """Book what a step computed, tell the policy, and hand the tokens on."""
+        told: list[Event] = []
         for held, output in zip(members, outputs, strict=True):
-            self._accept(held, output, now)
+            generation, computed = held.generation, output.computed
+            self.tokens_computed += computed
+            generation.computed += computed
+            cached = output.context.cached
+            if cached != generation.cached:  # it grows while others compute the same prefix
+                self._tokens_joined += cached - generation.cached
+                generation.cached = cached
+            if output.prompt:
+                generation.note_prompt(output.prompt)
+            emitted = 0 if output.token is None else 1
+            told.append(Computed(generation.id, generation.order.program, computed, emitted))
+        self._roster.tell_all(told, time.monotonic())
+        for held, output in zip(members, outputs, strict=True):
+            self._accept(held, output)
 
     def _outputs(self, plan: list[tuple[Context, int]]) -> list[StepOutput]:
         if not self.overlaps:
@@ -225,22 +243,15 @@ class Stepper:
         self._meanwhile()
         return engine.collect(launched)
 
-    def _accept(self, held: Held, output: StepOutput, now_s: float) -> None:
-        generation = held.generation
-        emitted = int(output.token is not None)
-        self.tokens_computed += output.computed
-        generation.computed += output.computed
-        self._tokens_joined += output.context.cached - generation.cached
-        generation.cached = output.context.cached  # grows while others compute the same prefix
-        if output.prompt:
-            generation.note_prompt(output.prompt)
-        self._roster.tell(Computed(generation.id, generation.order.program, output.computed, emitted), now_s)
+    def _accept(self, held: Held, output: StepOutput) -> None:
+        generation, token = held.generation, output.token
         if output.error is not None:
             self._fail(held, output)
-        elif emitted:
+        elif token is not None:
             if not generation.generated:
                 self._roster.prompt_computed(held)
-            self._show(held, output)
+            if not generation.keep(token):
+                self._show(held, output)
 
     def _fail(self, held: Held, output: StepOutput) -> None:
         self._roster.fail([held], output.failure or errors.EngineError(output.error or "", fix="aios doctor"))

@@ -63,6 +63,12 @@ class RemoteStream:
             raise ValueError("the token is not of the openai engine")
         return TextPiece(token.text, token.tool_calls, token.end, token.usage)
 
+    def push_all(self, tokens: Sequence[int]) -> TextPiece:
+        """Several; none of them may be the last."""
+        pieces = [self.push(token) for token in tokens]
+        calls = tuple(call for piece in pieces for call in piece.tool_calls)
+        return TextPiece("".join([piece.text for piece in pieces]), calls)
+
     def finish(self) -> TextPiece:
         """Nothing is held back."""
         return TextPiece()
