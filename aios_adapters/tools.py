@@ -93,6 +93,7 @@ class Job:
             ToolError: it failed, or ran out of its time (ToolTimeout).
             EffectUnknown: its process vanished, and it must not be run again.
             NotFound: there is no such job, or it ended a week ago.
+            AccessDenied: it is another agent's.
         """
         waiting = _Waiting(self.id, timeout_s, progress)
         while not waiting.over:
@@ -139,7 +140,11 @@ async def asubmit(
 
 
 def jobs(*, ended: bool = False) -> list[ToolJob]:
-    """The user's long jobs, oldest first; with `ended` those of the last week, too."""
+    """The agent's long jobs, oldest first, and those of agents that ran below it or let it read `job/<their name>`.
+
+    Args:
+        ended: those of the last week, too.
+    """
     return _resent(ToolJobs(ended), JobList).jobs
 
 

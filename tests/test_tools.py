@@ -139,10 +139,17 @@ def test_a_job_that_was_submitted_and_killed_before_it_began_runs_once(kernel: P
     (kernel / "gate").touch()
 
     @aios.agent(name="another")
+    def look() -> None:
+        assert aios.tools.jobs(ended=True) == []
+        with pytest.raises(errors.AccessDenied, match='may not read a job of agent "builder"'):
+            aios.tools.Job(id).wait(timeout_s=30)
+
+    @aios.agent(name="builder")
     def wait() -> str:
         assert [job.job for job in aios.tools.jobs(ended=True)] == [id]
         return aios.tools.Job(id).wait(timeout_s=30)
 
+    look()
     assert wait() == "built"
     assert (kernel / "runs").read_text() == "x"
 
@@ -154,7 +161,7 @@ def test_a_wait_has_its_time_and_a_job_can_be_cancelled(kernel: Path) -> None:
         with pytest.raises(errors.DeadlineExceeded, match="goes on"):
             job.wait(timeout_s=0.2)
         assert job.info().state in ("queued", "running")
-        threading.Timer(0.2, aios.agent(job.cancel, name="other")).start()
+        threading.Timer(0.2, aios.agent(job.cancel, name="builder")).start()
         with pytest.raises(errors.Cancelled):
             job.wait()
         with pytest.raises(errors.NotFound):

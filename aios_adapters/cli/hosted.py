@@ -64,7 +64,7 @@ def jobs(
     ended: Annotated[bool, typer.Option("--all", help="Also those that ended in the last week.")] = False,
     json: Json = False,
 ) -> None:
-    """List the long jobs."""
+    """List the long jobs of all your agents."""
     listed = ask(ToolJobs(ended), JobList).jobs
     if json:
         show_json(listed)

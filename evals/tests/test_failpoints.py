@@ -49,8 +49,8 @@ def test_every_failpoint_of_the_sources_is_killed_at_and_no_other() -> None:
 
 def test_the_databases_are_those_that_the_kernel_writes() -> None:
     named = {name for path in SOURCES.rglob("*.py") for name in re.findall(r'"(\w+)\.db"', path.read_text())}
-    # `tools` has kills of its own (kernel/tests/tools/test_kills.py); `mcp`, which is seldom written, has none yet.
-    assert named == {"audit", "tools", "mcp", *DATABASES}
+    # `tools` has kills of its own: kernel/tests/tools/test_kills.py.
+    assert named == {"audit", "tools", *DATABASES}
 
 
 def test_points_are_nothing_without_the_variable() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from aios_evals.reliability import kills
+from aios_evals.reliability.approver import Approver, Desk
 from aios_evals.reliability.ledger import Ledger
 from aios_evals.reliability.points import POINTS
 from aios_evals.reliability.victim import Victim, config_of
@@ -30,6 +33,15 @@ def test_a_few_kills_lose_nothing() -> None:
     assert rows[-1]["kills"] == 6
     assert rows[-1]["unreached"] == 0
     assert rows[-1]["acknowledged"] > 0
+
+
+def test_an_approval_that_was_acknowledged_survives_kills() -> None:
+    """The pins of an MCP server: all of what was approved last, or all of what is under way."""
+    names = ("mcp.unpinned", "mcp.after_commit", "mcp.db-wal.write")
+    rows, complaints = kills.run(6, points=tuple(p for p in POINTS if p.name in names))
+    assert complaints == []
+    assert rows[-1]["unreached"] == 0
+    assert rows[-1]["approved"] > 0
 
 
 @pytest.mark.slow
@@ -63,3 +75,28 @@ def test_a_loss_is_seen(tmp_path: Path) -> None:
     finally:
         victim.kill()
     assert victim.killed
+
+
+def test_a_lost_pin_is_seen(tmp_path: Path) -> None:
+    """Somebody takes one of the approved tools out of the database while no kernel runs."""
+    home, ledger, victim = tmp_path / "home", Ledger("person"), Victim(config_of(tmp_path / "home"))
+    desk = Desk(home)
+    desk.open(True)
+    victim.start()
+    try:
+        with contextlib.closing(victim.connect()) as connection:
+            approver = Approver(desk, ledger, Client(connection), "p", 0)
+            assert approver.approved.wait(60), approver.error or approver.fault
+            approver.stop.set()
+            approver.join()
+            assert ledger.compare(Client(connection), "look1") == []
+        victim.kill()
+        with contextlib.closing(sqlite3.connect(home / "mcp.db")) as db:
+            db.execute("DELETE FROM pins WHERE tool = (SELECT min(tool) FROM pins)")
+            db.commit()
+        victim.start()
+        with contextlib.closing(victim.connect()) as connection:
+            (complaint,) = ledger.compare(Client(connection), "look2")
+        assert "is none of" in complaint
+    finally:
+        victim.kill()

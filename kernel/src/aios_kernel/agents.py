@@ -150,7 +150,8 @@ class AgentService:
 
     def do_ps(self, open_call: OpenCall, call: KernelPs) -> Programs:
         """`kernel.ps`."""
-        rows = self.table.all(open_call.program.principal, finished=call.finished)
+        rows = [*self.table.all(open_call.program.principal, finished=call.finished)]
+        open_call.program.look_at(rows)
         standings, homes = self.standings(), self.homes()
         return Programs(
             programs=[

@@ -79,6 +79,7 @@ class Guard:
         self.approvals = Approvals(lambda: self.access.policy.approvals, self._heard)
         self._audit = managers.audit
         self._tools = managers.tools
+        self._grants = managers.grants
         self._table = table
         self._observe = observe
         self._model_of = model_of
@@ -161,18 +162,35 @@ class Guard:
         return Answerer(program.principal, program.id, program.session)
 
     def _read(self, program: Program, chat: syscalls.LlmChat) -> None:
-        """Results of untrusted tools that stand in a conversation taint too: of other runs, or by HTTP."""
-        if program.taint or not self.access.policy.follows_taint:
+        """Results of untrusted tools that stand in a conversation taint too: of other runs, or by HTTP.
+
+        A result whose tool cannot be told (no name, an unknown call, a name that is none) may be anybody's.
+        """
+        if program.taint or not self._follows_taint:
             return
         called = {call.id: call.name for message in chat.messages for call in message.tool_calls}
         told = [message for message in chat.messages if message.role == "tool"]
-        for name in dict.fromkeys(message.name or called.get(message.tool_call_id or "", "") for message in told):
-            if self._is_untrusted(name):
-                program.mark([f"tool/{name}"])
+        pairs = dict.fromkeys((message.name or "", called.get(message.tool_call_id or "", "")) for message in told)
+        for name in dict.fromkeys(name for pair in pairs for name in set(pair) - {""} or {""}):  # each is judged once
+            if not _is_name(name) or self._is_untrusted(name):
+                program.mark([f"tool/{name or '?'}"])
+
+    @property
+    def _follows_taint(self) -> bool:
+        """Whether there is anything here that taints."""
+        return self.access.policy.follows_taint or self._tools.has_untrusted or self._grants.has_untrusted
 
     def _is_untrusted(self, tool: str) -> bool:
-        hosted = self._tools.tool(tool)
-        return self.access.policy.taints(tool) or (hosted is not None and hosted.untrusted)
+        # The kernel's MCP front spells a tool with underscores that has slashes here.
+        return any(self._says_untrusted(name) for name in dict.fromkeys((tool, tool.replace("__", "/"))))
+
+    def _says_untrusted(self, tool: str) -> bool:
+        hosted, rule = self._tools.tool(tool), self._grants.rule(tool)
+        return (
+            self.access.policy.taints(tool)
+            or (hosted is not None and hosted.untrusted)
+            or (rule is not None and rule.untrusted)
+        )
 
     def _around(self, program: Program) -> set[str]:
         found = {member.id for member in self._table.family(program)}
@@ -244,6 +262,14 @@ class Guard:
 def _tool(_: Program, call: syscalls.ToolBegin | syscalls.ToolInvoke | syscalls.ToolSubmit) -> Wanted:
     # A rule on `tool/mail` covers what is below it: no name may climb out of there, in whatever process looks it up.
     return Wanted("call", f"tool/{'/'.join(split_name(call.name, 'tool name'))}" if call.name else "tool/")
+
+
+def _is_name(name: str) -> bool:
+    """Whether this is how a tool is called, so that rules about the tool are rules about this."""
+    try:
+        return name == name.strip() and bool(split_name(name, "tool name"))
+    except errors.InvalidRequest:
+        return False
 
 
 def _nothing(_: Program, call: Any) -> None:

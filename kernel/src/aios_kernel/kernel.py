@@ -411,6 +411,7 @@ class Kernel:
             for program in programs.values():  # oldest first: parents before children
                 if program.parent in wanted:
                     wanted.add(program.id)
+        open_call.program.look_at(programs[id] for id in wanted)
         self.tracer.flush()
         return Trace(spans=self.tracer.spans(wanted))
 
@@ -436,7 +437,7 @@ class Kernel:
         self.tracer.flush()
 
     def _wire(self) -> dict[type, Handler]:
-        agents, spaces = self.agents, SpaceService(self.managers)
+        agents, spaces = self.agents, SpaceService(self.managers, self.agents.table)
         self._tools = tools = ToolService(self.managers, agents.table, self.guard.heard, self.tracer)
         return {
             LlmChat: self._do_chat,

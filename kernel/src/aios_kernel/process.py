@@ -71,6 +71,8 @@ class Program:
     root: str = ""
     """The program at the top of its family; empty: itself."""
     session: int = 0
+    terminal: bool = False
+    """Whether it is a connection's own, which named no agent: a person at a terminal."""
     started_s: float = field(default_factory=time.time)
     finished_s: float | None = None
     error: str | None = None
@@ -79,6 +81,8 @@ class Program:
     running: int = 0
     tools: dict[str, str] = field(default_factory=dict[str, str])
     """Tools it is paused on, by grant."""
+    jobs: dict[str, float] = field(default_factory=dict[str, float])
+    """Long jobs that it waits for, or has waited for, by id; since when, as the loop's clock tells."""
     waits: list[str] = field(default_factory=list[str])
     """What it waits for from other agents, or from a person."""
     taint: dict[str, None] = field(default_factory=dict[str, None])
@@ -105,6 +109,16 @@ class Program:
             for source in new[: max(0, _SOURCES - len(program.taint))]:
                 program.taint[source] = None
             program = None if program.contained else program.above
+
+    def look_at(self, others: Iterable[Program]) -> None:
+        """It reads about other runs: names, topics and errors are text that those have chosen, perhaps as told.
+
+        A terminal is a person's, who obeys no page.
+        """
+        if not self.terminal:
+            for other in others:
+                if other is not self and not other.contained:
+                    self.mark(other.taint)
 
     @property
     def state(self) -> ProgramState:

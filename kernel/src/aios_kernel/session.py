@@ -88,6 +88,7 @@ class Session:
         if self._own is None or self._own.finished_s is not None:
             call = AgentSpawn(program=uuid.uuid4().hex[:16], agent=self.client.replace("/", "_"))
             self._own = agents.spawn(call, self.principal, self.number)
+            self._own.terminal = True
         return self._own
 
     def _ended(self, open_call: OpenCall, outcome: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from aios_kernel import syscalls
 from aios_kernel.access import Resource
 from aios_kernel.calls import OpenCall
-from aios_kernel.process import Program
+from aios_kernel.process import ProcessTable, Program
 from aios_kernel.storage.protocol import check_path
 from aios_kernel.syscalls import AuditRecords, AuditVerdict, Count, Files, Result, Right
 
@@ -26,10 +26,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class SpaceService:
-    """Calls the managers."""
+    """Calls the managers; `table` knows what had reached the runs that a listing is about."""
 
-    def __init__(self, managers: Managers) -> None:
+    def __init__(self, managers: Managers, table: ProcessTable) -> None:
+        self._access = managers.access
         self._audit = managers.audit
+        self._table = table
         self._marks = managers.access.marks
         self._storage = managers.storage
 
@@ -88,8 +90,17 @@ class SpaceService:
     # --- the audit log ----------------------------------------------------------------------------------------------
 
     async def _read_audit(self, open_call: OpenCall, call: syscalls.AccessAudit) -> Result:
-        principal = open_call.program.principal
-        return AuditRecords(records=await self._audit.tail(principal, call.limit, call.agent, call.before))
+        program = open_call.program
+        records = await self._audit.tail(program.principal, call.limit, call.agent, call.before)
+        self._look_at(program, {record.program for record in records})
+        return AuditRecords(records=records)
+
+    def _look_at(self, program: Program, runs: set[str]) -> None:
+        """Resources in records are named by who asked for them; of a run that is not known any more, maybe as told."""
+        found = [self._table.known(run) for run in runs]
+        program.look_at(each for each in found if each is not None)
+        if None in found and self._access.policy.follows_taint and not program.terminal:
+            program.mark(["audit"])
 
     async def _verify_audit(self, open_call: OpenCall, call: syscalls.AccessVerify) -> Result:
         del open_call, call

@@ -16,7 +16,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 Priority: TypeAlias = Literal["interactive", "normal", "batch"]
 Right: TypeAlias = Literal["read", "write", "call", "use", "send", "spawn"]
-"""What may be done: `read` and `write` spaces, `call` tools, `use` models, `send` messages, `spawn` other agents."""
+"""What may be done: `read` and `write` spaces and jobs, `call` tools, `use` models, `send` messages, `spawn` agents."""
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 WindowStrategy: TypeAlias = Literal["refuse", "drop_oldest_turns", "summarise"]
 """What becomes of a conversation that outgrows the model's window."""
@@ -256,13 +256,17 @@ class ToolWait(_Message, frozen=True, tag="tool.wait"):
 
 
 class ToolCancel(_Message, frozen=True, tag="tool.cancel"):
-    """End a job; gives its `ToolJob` when it has ended."""
+    """End a job that the caller may write; gives its `ToolJob` when it has ended, without the result."""
 
     job: str
 
 
 class ToolJobs(_Message, frozen=True, tag="tool.jobs"):
-    """List the jobs of the principal, oldest first; gives `JobList`. With `ended` those of the last week, too."""
+    """List the jobs that the caller may see, oldest first; gives `JobList`. With `ended` those of the last week, too.
+
+    They are its agent's, those of agents that ran below it, and those of agents that let it read `job/<agent>`. A
+    caller that names no agent (a terminal) sees all of its principal.
+    """
 
     ended: bool = False
 
@@ -777,7 +781,8 @@ class AccessGrant(_Message, frozen=True, tag="access.grant"):
     """Give another agent rights that the caller holds by the policy, or as the owner of a space.
 
     On `agent/NAME/...` or `group/NAME/...` (both notes and files; with `memory/` or `storage/` before it one of them):
-    `read`, `write`; on `tool/NAME` `call`; on `model/NAME` `use`; on `message/AGENT` `send`.
+    `read`, `write`; on `job/AGENT`, its long jobs, too. On `tool/NAME` `call`; on `model/NAME` `use`; on
+    `message/AGENT` `send`.
     """
 
     to: str

@@ -49,6 +49,8 @@ def said(policy: dict[str, Any], effect: str, subject: Subject, right: str, reso
 
 def owns(subject: Subject, resource: str) -> bool:
     parts = resource.split("/")
+    if parts[0] == "job":
+        return parts[1] == subject[2].split("/")[0]
     if parts[0] not in ("memory", "storage"):
         return False
     return parts[2] == (subject[2].split("/")[0] if parts[1] == "agent" else subject[1])
@@ -82,8 +84,9 @@ def decide(policy: dict[str, Any], grants: list[Grant], chain: Chain, right: str
             return "deny"
         if verdict == "unheard of":
             parts = resource.split("/")
-            if parts[0] not in ("memory", "storage"):
+            if parts[0] not in ("memory", "storage", "job"):
                 return "deny"
-            if alone(policy, [], subject, "spawn", f"spawn/{parts[1]}/{parts[2]}", False) != "allow":
+            owner = f"agent/{parts[1]}" if parts[0] == "job" else f"{parts[1]}/{parts[2]}"
+            if alone(policy, [], subject, "spawn", f"spawn/{owner}", False) != "allow":
                 return "deny"
     return "ask" if "ask" in said_of else "allow"

@@ -16,8 +16,8 @@ PATTERNS = {
     "frameworks": ("f", "ff", "f*"),
 }
 RIGHTS = {"memory": ("read", "write"), "storage": ("read", "write"), "agent": ("read", "write"),
-          "group": ("read", "write"), "tool": ("call",), "model": ("use",), "message": ("send",),
-          "spawn": ("spawn",)}  # fmt: skip
+          "group": ("read", "write"), "job": ("read", "write"), "tool": ("call",), "model": ("use",),
+          "message": ("send",), "spawn": ("spawn",)}  # fmt: skip
 
 
 class Request(NamedTuple):
@@ -87,7 +87,7 @@ def chain(rng: random.Random) -> Chain:
 def grants(rng: random.Random) -> list[Grant]:
     made: list[Grant] = []
     for _ in range(rng.choice((0, 0, 1, 3))):
-        kind = rng.choice(("memory", "storage", "tool", "model", "message", "space"))
+        kind = rng.choice(("memory", "storage", "job", "tool", "model", "message", "space"))
         what = _space(rng) if kind == "space" else resource(rng, kind)
         right = rng.choice(RIGHTS["memory" if kind == "space" else kind])
         made.append((rng.choice(NAMES), right, what, chain(rng)))
@@ -100,7 +100,7 @@ def distinct(grants: list[Grant]) -> list[Grant]:
 
 
 def request(rng: random.Random) -> Request:
-    kind = rng.choice(("memory", "storage", "tool", "tool", "model", "message", "spawn"))
+    kind = rng.choice(("memory", "storage", "job", "tool", "tool", "model", "message", "spawn"))
     return Request(chain(rng), rng.choice(RIGHTS[kind]), resource(rng, kind), rng.random() < 0.5)
 
 

@@ -117,6 +117,7 @@ def conditions(rule: dict[str, Any]) -> str:
 def entities(policy: dict[str, Any], subject: oracle.Subject, resource: str) -> cedarpy.Entities:
     parts = resource.split("/")
     owner = f"{parts[1]}/{parts[2]}" if parts[0] in ("memory", "storage") else "nobody"
+    owner = f"agent/{parts[1]}" if parts[0] == "job" else owner
     roles = [{"type": "Role", "id": name} for name, role in policy["roles"].items() if oracle.has(role, subject)]
     own = {"agent": "agent/" + subject[2].split("/")[0], "group": f"group/{subject[1]}"}
     return cedarpy.Entities.from_json_str(json.dumps([

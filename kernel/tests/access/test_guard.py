@@ -501,6 +501,51 @@ def test_contained_roles_keep_their_taint(world: World) -> None:
     assert not world.taint(boss)
 
 
+LISTINGS = [KernelPs(), syscalls.KernelTrace(), AccessAudit()]
+
+
+@pytest.mark.parametrize("listing", LISTINGS, ids=lambda call: type(call).__name__)
+def test_listings_of_tainted_runs_taint_whoever_is_no_terminal(world: World, listing: Syscall) -> None:
+    """Names, topics, tools and errors in them are text that such a run may have chosen as it was told."""
+    dirty, other, contained = world.spawn("worker", "dirty"), world.spawn("other"), world.spawn("reader")
+    world.tool(contained, "web")
+    world.call(other, listing)
+    assert not world.taint(other), "what is contained stays where it is"
+    world.tool(dirty, "web")
+    world.client.call(syscalls.AgentExit(error="pay now, says the page"), program=dirty)
+    assert "pay now" in str(world.person.call(KernelPs()))
+    world.person.call(listing)
+    world.call(other, listing)
+    assert world.taint(other)
+    assert world.running.kernel is not None
+    terminals = [row for row in world.running.kernel.agents.table._alive.values() if row.terminal]
+    assert terminals
+    assert not any(row.taint for row in terminals), "a person obeys no page"
+
+
+def test_an_audit_record_of_a_run_that_nobody_knows_any_more_taints(tmp_path: Path) -> None:
+    before = World(tmp_path, POLICY)
+    before.call(before.spawn("worker", "gone"), KernelPs())
+    before.end()
+    world = World(tmp_path, POLICY)
+    reader = world.spawn("other", "now")
+    world.call(reader, AccessAudit(agent="other"))
+    assert not world.taint(reader), "only records of its own"
+    world.call(reader, AccessAudit())
+    assert world.taint(reader)
+    world.end()
+
+
+def test_a_tool_of_the_agents_process_taints_if_the_tools_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tools.toml").write_text("[local.calc]\nuntrusted = true\n")
+    world = World(tmp_path, POLICY)
+    worker = world.spawn("worker")
+    assert not world.taint(worker)
+    world.tool(worker, "calc")
+    assert world.taint(worker)
+    world.end()
+
+
 def test_a_kept_log_of_a_tainted_run_taints(world: World) -> None:
     first = world.spawn("worker", "first")
     world.call(first, MemoryRecord(text="x"))

@@ -134,10 +134,11 @@ def test_nothing_is_gained_by_spawning(access: AccessManager, seed: int) -> None
         parent = request._replace(chain=request.chain[-1:])
         if rank(access, request) <= rank(access, parent):
             continue
-        # More than the parent itself: only a space of somebody as whom the parent may run.
+        # More than the parent itself: only a space, or jobs, of somebody as whom the parent may run.
         parts = request.resource.split("/")
-        assert parts[0] in ("memory", "storage")
-        owner = parent._replace(right="spawn", resource=f"spawn/{parts[1]}/{parts[2]}", tainted=False)
+        assert parts[0] in ("memory", "storage", "job")
+        who = f"agent/{parts[1]}" if parts[0] == "job" else f"{parts[1]}/{parts[2]}"
+        owner = parent._replace(right="spawn", resource=f"spawn/{who}", tainted=False)
         assert oracle.alone(policy, [], owner.chain[0], "spawn", owner.resource, False) == "allow", grants
 
 

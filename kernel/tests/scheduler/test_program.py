@@ -270,6 +270,17 @@ def test_pauses_are_learned_for_each_agent_and_tool() -> None:
     assert pauses.remaining("q", 10.0) == pytest.approx(7.0)
 
 
+def test_nothing_is_learned_of_a_tool_that_goes_on() -> None:
+    pauses = Pauses(30.0)
+    pauses.name_agent("p", "a")
+    for _ in range(40):
+        pauses.tool_began("p", "build", 600.0, 0.0)
+        pauses.tool_ended("p", "build", None, 0.1)
+    assert pauses.remaining("p", 0.1) == pytest.approx(0.0), "its next call is due"
+    pauses.tool_began("p", "build", 600.0, 10.0)
+    assert pauses.remaining("p", 10.0) == pytest.approx(600.0)
+
+
 def test_a_pause_longer_than_all_before_is_expected_to_last_as_long_again() -> None:
     history = History()
     for seconds in (1.0, 2.0, 3.0):

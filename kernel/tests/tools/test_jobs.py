@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -25,6 +27,7 @@ from aios_kernel.tools import (
     ToolRegistry,
     ToolStore,
 )
+from aios_kernel.tools import store as tool_store
 from aios_kernel.tools.job_process import JobProcess
 
 ME = Caller("me", "bot", "p1")
@@ -64,7 +67,7 @@ async def opened(tmp_path: Path) -> AsyncGenerator[Open, None]:
     yield open_one
     last = managers[-1][0]
     for job in await last.jobs("me", ended=False):
-        await last.cancel("me", job.job)
+        await last.cancel("me", job.id)
     for manager, store in managers:
         await manager.close()
         await store.close()
@@ -221,7 +224,7 @@ async def test_what_cannot_be_a_job_is_refused(opened: Open) -> None:
         await jobs.wait("somebody else", ToolWait(job.job))
     assert await jobs.jobs("somebody else", ended=True) == []
     await end_of(jobs, job)
-    assert [one.job for one in await jobs.jobs("me", ended=True)] == [job.job]
+    assert [one.id for one in await jobs.jobs("me", ended=True)] == [job.job]
     assert await jobs.jobs("me", ended=False) == []
 
 
@@ -237,7 +240,7 @@ async def test_the_next_manager_goes_on_with_running_and_queued_jobs(opened: Ope
     second = await submit(jobs, "t")
     await jobs.close()
     after = opened(waiting)
-    listed = {job.job: job.state for job in await after.jobs("me", ended=False)}
+    listed = {job.id: job.state for job in await after.jobs("me", ended=False)}
     assert listed == {first.job: "running", second.job: "queued"}
     touch(str(gate))
     for job in (first, second):
@@ -295,6 +298,26 @@ async def test_a_vanished_job_of_a_queryable_tool_is_asked_about(opened: Open, t
     assert len(asked) == 1
     wanted = {"done": ("done", "as told"), "not_done": ("done", "up\n"), "unknown": ("failed", "")}
     assert (ended.state, ended.content) == wanted[state]
+
+
+async def test_jobs_of_the_first_release_are_their_agents(opened: Open, tmp_path: Path) -> None:
+    """Its database does not say which agents ran above."""
+    old = tool_store._SCHEMA.replace("    above TEXT NOT NULL DEFAULT '[]',\n", "")
+    assert old != tool_store._SCHEMA
+    with contextlib.closing(sqlite3.connect(tmp_path / "tools.db")) as db:
+        db.executescript(f"{old}; PRAGMA user_version = 1")
+        columns = "id, principal, agent, program, key, tool, digest, arguments, timeout_s, submitted_s, state, attempt"
+        ended = ("j1", "me", "bot/inner", "p1", "k", "t", b"", "", 9.0, 1.0, "done", 1, 0, 1.0, time.time(), "", "")
+        row = f"INSERT INTO jobs ({columns}, cancelled, started_s, ended_s, code, error) VALUES ({'?, ' * 16}?)"
+        db.execute(row, ended)
+        db.commit()
+    jobs = opened(tool("t", "print('new')"))
+    (known,) = await jobs.jobs("me", ended=True)
+    assert (known.id, known.owners) == ("j1", ["bot"])
+    mine = await jobs.submit(ToolSubmit(name="t"), ME._replace(above=("lead",)))
+    assert (await jobs.find("me", mine.job)).owners == ["bot", "lead"]
+    await end_of(jobs, mine)
+    assert (await jobs.find("me", mine.job)).owners == ["bot", "lead"]
 
 
 async def test_a_job_whose_process_never_began_is_begun_by_the_next_kernel(opened: Open, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A kernel under load that is killed with SIGKILL, at random moments and at every failpoint, and started again.
 
-Three agents write all kinds of things and note down, outside the kernel, what was acknowledged. After each kill the
-kernel is started anew: everything acknowledged must be there, what was under way wholly or not at all, databases and
-audit log sound.
+Three agents write all kinds of things and note down, outside the kernel, what was acknowledged; in some lives a person
+approves what an MCP server lists, too. After each kill the kernel is started anew: everything acknowledged must be
+there, what was under way wholly or not at all, databases and audit log sound.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from aios_evals.reliability.approver import Approver, Desk
 from aios_evals.reliability.inspection import damaged_databases, unsound
 from aios_evals.reliability.ledger import Ledger
 from aios_evals.reliability.points import POINTS, Point
@@ -34,6 +35,8 @@ _AGENTS: Final = 3
 _LIVES: Final = 40
 """Kills of one data directory; then a new one is begun."""
 _REACH_S: Final = 6.0
+_WITH_DESK: Final = 0.25
+"""Of the random kills, those with an MCP server: its library makes a start longer."""
 _IN_FILES: Final = (".write", ".sync")
 
 
@@ -44,6 +47,7 @@ class Tally:
     kills: int = 0
     unreached: int = 0
     acknowledged: int = 0
+    approved: int = 0
     lost: int = 0
     corrupt: int = 0
     restarts_s: list[float] = field(default_factory=list[float])
@@ -56,6 +60,7 @@ class Tally:
             "case": case,
             "kills": self.kills,
             "acknowledged": self.acknowledged,
+            "approved": self.approved,
             "lost": self.lost,
             "corrupt": self.corrupt,
             "unreached": self.unreached,
@@ -110,7 +115,7 @@ def _turns(points: list[Point], seed: int) -> Iterator[Point]:
 def _all(tallies: Any) -> Tally:
     total = Tally()
     for tally in tallies:
-        for name in ("kills", "unreached", "acknowledged", "lost", "corrupt"):
+        for name in ("kills", "unreached", "acknowledged", "approved", "lost", "corrupt"):
             setattr(total, name, getattr(total, name) + getattr(tally, name))
         total.restarts_s += tally.restarts_s
     return total
@@ -124,6 +129,9 @@ class House:
         self._home = home
         self._random = random.Random(seed)
         self._ledgers = [Ledger(f"w{number}") for number in range(_AGENTS)]
+        self._approved = Ledger("person")
+        self._desk = Desk(home)
+        self._has_desk = False
         self._lives = 0
 
     def leave(self) -> None:
@@ -134,9 +142,13 @@ class House:
         """One kernel's life and death, and a look at what it left."""
         tally.kills += 1
         before = sum(ledger.acknowledged for ledger in self._ledgers)
+        approved = self._approved.acknowledged
+        self._has_desk = self._random.random() < _WITH_DESK if point is None else point.name.startswith("mcp.")
+        self._desk.open(self._has_desk)
         reached = self._die(point)
         tally.unreached += not reached
         tally.acknowledged += sum(ledger.acknowledged for ledger in self._ledgers) - before
+        tally.approved += self._approved.acknowledged - approved
         self._look(tally)
 
     def _die(self, point: Point | None) -> bool:
@@ -148,7 +160,7 @@ class House:
             return victim.killed
         writers = self._writers(victim)
         try:
-            return self._end(victim, point)
+            return self._end(victim, point, writers)
         finally:
             victim.kill()
             for writer in writers:
@@ -166,15 +178,21 @@ class House:
     def _writers(self, victim: Victim) -> list[Writer]:
         self._lives += 1
         try:
-            connections = [victim.connect(ledger.agent) for ledger in self._ledgers]
+            connections = [victim.connect(ledger.agent) for ledger in self._all]
         except AiosError:  # it is dead by now
             return []
-        return [
-            Writer(ledger, Client(connection), f"{ledger.agent}-{self._lives}", self._random.getrandbits(32))
-            for ledger, connection in zip(self._ledgers, connections, strict=True)
-        ]
+        writers: list[Writer] = []
+        for ledger, connection in zip(self._all, connections, strict=True):
+            about = (ledger, Client(connection), f"{ledger.agent}-{self._lives}", self._random.getrandbits(32))
+            writers.append(Approver(self._desk, *about) if ledger is self._approved else Writer(*about))
+        return writers
 
-    def _end(self, victim: Victim, point: Point | None) -> bool:
+    @property
+    def _all(self) -> list[Ledger]:
+        """Of those who write in this life."""
+        return [*self._ledgers, *([self._approved] if self._has_desk else [])]
+
+    def _end(self, victim: Victim, point: Point | None, writers: list[Writer]) -> bool:
         if point is None:
             time.sleep(self._random.uniform(0.0, 0.6))
             return victim.alive
@@ -182,6 +200,9 @@ class House:
             return _backed_up(self._home, victim, point)
         if point.reached == "shutdown":
             time.sleep(self._random.uniform(0.1, 0.4))
+            for writer in writers:
+                if isinstance(writer, Approver):
+                    writer.approved.wait(_REACH_S)  # or there is nothing of it to be written at the end
             victim.fault({point.name: Fault("kill")})
             Client(victim.connect("end")).post(KernelShutdown())
         return victim.wait(_REACH_S) and victim.killed
@@ -192,7 +213,7 @@ class House:
             tally.restarts_s.append(victim.start())
             connection = victim.connect("look")
             client = Client(connection)
-            for ledger in self._ledgers:
+            for ledger in self._all:
                 lost = ledger.compare(client, f"look-{ledger.agent}-{self._lives}")
                 tally.lost += len(lost)
                 tally.complaints += lost

@@ -20,13 +20,15 @@ from aios_kernel.syscalls import (
     StorageGet,
     StorageList,
     StorageVersions,
+    ToolPinned,
+    ToolPins,
 )
 
-Kind: TypeAlias = Literal["note", "file", "grant", "log"]
+Kind: TypeAlias = Literal["note", "file", "grant", "log", "pins"]
 Key: TypeAlias = tuple[Kind, str]
 Value: TypeAlias = tuple[Any, ...]
 """Of a note: its text and what superseded it, or nothing; of a file: the bytes of all versions; of a grant: nothing, or
-one thing; of a log: its texts."""
+one thing; of a log: its texts; of an MCP server's pins: tools and their descriptions."""
 
 NOTHING: Final[Value] = ()
 
@@ -79,6 +81,8 @@ class Ledger:
                 return _note(client.call(MemoryGet(name), program=program))
             if kind == "file":
                 return _file(client, program, name)
+            if kind == "pins":
+                return _pins(client.call(ToolPins(name), program=program))
             if kind == "log":
                 return _log(client.call(MemoryRecall(program=name), program=program))
         except NotFound:
@@ -121,6 +125,11 @@ def _file(client: Client, program: str, path: str) -> Value:
         assert isinstance(file, FileData)
         found.append(file.data)
     return tuple(found)
+
+
+def _pins(answer: object) -> Value:
+    assert isinstance(answer, ToolPinned)
+    return tuple(sorted((pin.tool, pin.description) for pin in answer.pins))
 
 
 def _log(answer: object) -> Value:

@@ -8,7 +8,7 @@ Reached: TypeAlias = Literal["fresh", "start", "write", "shutdown", "backup", "r
 """`fresh`: at the start on a new data directory; `start`: at any start; `write`: while agents write; `backup`,
 `restore`: by the process of that command; `snapshot`: when a context goes to disk (needs the torch engine)."""
 
-DATABASES: Final = ("access", "memory", "storage")
+DATABASES: Final = ("access", "memory", "storage", "mcp")
 """Written by a `GroupWriter` each."""
 
 
@@ -26,6 +26,11 @@ class Point(NamedTuple):
     often: int = 1
 
 
+def _often(database: str) -> int:
+    """A person approves more slowly than agents write."""
+    return 3 if database == "mcp" else 20
+
+
 def _files(database: str, often: int) -> list[Point]:
     """Points inside SQLite's own output. The database's own file is written by a checkpoint: rarely, or at the end."""
     return [
@@ -41,9 +46,9 @@ POINTS: Final[tuple[Point, ...]] = (
     Point("start.token", "start"),
     Point("start.opened", "start"),
     *(Point(f"{database}.migrated", "start") for database in ("audit", *DATABASES)),
-    *(Point(f"{database}.before_commit", "write", 20) for database in DATABASES),
-    *(Point(f"{database}.after_commit", "write", 20) for database in DATABASES),
-    *(point for database in DATABASES for point in _files(database, 20)),
+    *(Point(f"{database}.before_commit", "write", _often(database)) for database in DATABASES),
+    *(Point(f"{database}.after_commit", "write", _often(database)) for database in DATABASES),
+    *(point for database in DATABASES for point in _files(database, _often(database))),
     *_files("audit", 3),
     Point("memory.inserted", "write", 20),
     Point("memory.updated", "write", 5),
@@ -63,6 +68,7 @@ POINTS: Final[tuple[Point, ...]] = (
     Point("storage.deleted", "write", 5),
     Point("access.granted", "write", 5),
     Point("access.revoked", "write", 5),
+    Point("mcp.unpinned", "write", 3),
     Point("audit.key", "fresh"),
     Point("audit.sealing", "write", 3),
     Point("audit.sealed", "write", 3),

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeAlias, final
+from typing import Final, TypeAlias
 
 from aios_evals.reliability.ledger import NOTHING, Key, Ledger, Value
 from aios_kernel.client import Client
@@ -37,7 +37,6 @@ _WORDS: Final = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple
 Change: TypeAlias = dict[Key, Value]
 
 
-@final
 class Writer:
     """Writes as one agent through its ledger until the kernel is gone or `stop` is set.
 

@@ -26,7 +26,7 @@ CANARY = re.compile(rb"canary-[0-9a-f]{20}")
 class Agent:
     """An agent of a principal with a session of its own.
 
-    `own` are the canaries that it may see.
+    `own` are the canaries that it may see. Without a `program` it is a terminal, which names no agent.
     """
 
     kernel: Kernel
@@ -57,7 +57,7 @@ class Agent:
             if not isinstance(frame, Delta) and not ended.done():
                 ended.set_result(frame)
 
-        named = None if isinstance(call, AgentSpawn) else program or self.program
+        named = None if isinstance(call, AgentSpawn) else program or self.program or None
         number = next(self._numbers)
         self.session.request(Request(id=number, call=call, program=named), reply)
         try:

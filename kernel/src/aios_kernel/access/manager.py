@@ -26,9 +26,9 @@ _OWNED = "it owns the space"
 class AccessManager:
     """Decides who may do what; decisions read memory only and take microseconds. Used on the kernel's loop.
 
-    An agent owns the space `agent/<its name>`, the agents of a group own `group/<its name>` together. Anything else
-    needs a rule of the policy, or a grant of somebody who holds the right. Denials of the policy win over both. Nothing
-    of another principal has a name here: every question is asked within the caller's principal.
+    An agent owns the space `agent/<its name>` and its long jobs, the agents of a group own `group/<its name>` together.
+    Anything else needs a rule of the policy, or a grant of somebody who holds the right. Denials of the policy win over
+    both. Nothing of another principal has a name here: every question is asked within the caller's principal.
 
     Args:
         path: the database of grants.
@@ -210,11 +210,12 @@ class AccessManager:
         return all(self._holds(chain, right, covering(each)) for each in asked.exact())
 
     def _may_run_owner(self, subject: Subject, names: list[str]) -> bool:
-        """Whether a subject may start runs that own this space, and so has all that they own."""
+        """Whether a subject may start runs that own this space or job, and so has all that they own."""
         parts = names[0].split("/")
-        if parts[0] not in {"memory", "storage"}:
+        if parts[0] not in {"memory", "storage", "job"}:
             return False
-        return self._by_policy(subject, "spawn", covering(f"spawn/{parts[1]}/{parts[2]}"), False).effect == "allow"
+        kind, name = ("agent", parts[1]) if parts[0] == "job" else (parts[1], parts[2])
+        return self._by_policy(subject, "spawn", covering(f"spawn/{kind}/{name}"), False).effect == "allow"
 
     def _refuse_if_wider(self, principal: str, to: str, asked: Resource, right: str) -> None:
         wider_names = asked.within()[1:] if asked.is_space else covering(asked.text)[1:]
@@ -262,10 +263,12 @@ def _asked(questions: list[Question], found: Decision) -> Decision:
 
 
 def _owns(subject: Subject, resource: str) -> bool:
-    if not resource.startswith(("memory/", "storage/")):
+    if not resource.startswith(("memory/", "storage/", "job/")):
         return False
-    _, kind, name, *_ = resource.split("/", 3)
-    return name == (subject.root if kind == "agent" else subject.group)
+    store, kind, *rest = resource.split("/", 3)
+    if store == "job":
+        return kind == subject.root  # the name of an agent stands there at once
+    return rest[0] == (subject.root if kind == "agent" else subject.group)
 
 
 def _named(to: str, resource: str, rights: Sequence[Right]) -> Resource:

@@ -1,8 +1,8 @@
 """Resources that rights are held on, per principal.
 
 Spaces are `agent/<name>[/sub...]` and `group/<name>[/sub...]`: their notes are `memory/<space>`, their files
-`storage/<space>`, and the bare space means both. Beside them: `tool/<name>`, `model/<name>`, `message/<agent>` and
-`spawn/agent/<name>`, `spawn/group/<name>`.
+`storage/<space>`, and the bare space means both. Beside them: `job/<agent>` (its long jobs), `tool/<name>`,
+`model/<name>`, `message/<agent>` and `spawn/agent/<name>`, `spawn/group/<name>`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SPACES = ("agent", "group")
 RIGHTS: dict[str, tuple[Right, ...]] = {
     "memory": ("read", "write"),
     "storage": ("read", "write"),
+    "job": ("read", "write"),
     "tool": ("call",),
     "model": ("use",),
     "message": ("send",),
@@ -25,7 +26,8 @@ RIGHTS: dict[str, tuple[Right, ...]] = {
 }
 """The rights that there are on each kind of resource."""
 _FORMS = (
-    "agent/<name>[/...], group/<name>[/...] (with memory/ or storage/ before them), tool/, model/ or message/<name>"
+    "agent/<name>[/...], group/<name>[/...] (with memory/ or storage/ before them), job/, tool/, model/ or "
+    "message/<name>"
 )
 
 
@@ -50,7 +52,7 @@ class Resource(NamedTuple):
         if parts[0] == "memory" or parts[0] == "storage":
             store = parts[0]
             del parts[0]
-        kind, known = parts[0], SPACES if store else (*SPACES, "tool", "model", "message", "spawn")
+        kind, known = parts[0], SPACES if store else (*SPACES, "job", "tool", "model", "message", "spawn")
         if len(parts) < 2 or kind not in known or (kind == "spawn" and (len(parts) < 3 or parts[1] not in SPACES)):
             raise InvalidRequest(f"{shown(text)} names no resource", fix=f"write {_FORMS}")
         return cls(kind, parts[1], text, store)

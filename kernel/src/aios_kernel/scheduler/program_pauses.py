@@ -84,9 +84,10 @@ class Pauses:
         """The pause is a tool's."""
         self._open[program] = _Pause(now_s, tool, expected_s)
 
-    def tool_ended(self, program: str, tool: str, seconds: float, now_s: float) -> None:
-        """Learn the tool's time; the next call is due at once."""
-        self._history(program, tool).add(seconds)
+    def tool_ended(self, program: str, tool: str, seconds: float | None, now_s: float) -> None:
+        """Learn the tool's time, if it is told; the next call is due at once."""
+        if seconds is not None:
+            self._history(program, tool).add(seconds)
         self._open[program] = _Pause(now_s, "", 0.0)
 
     def call_arrived(self, program: str, now_s: float) -> None:

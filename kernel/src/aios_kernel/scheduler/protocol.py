@@ -190,11 +190,11 @@ class ToolBegan(msgspec.Struct, frozen=True):
 
 
 class ToolEnded(msgspec.Struct, frozen=True):
-    """A program's tool returned after `seconds`."""
+    """A program's tool returned after `seconds`; None: it goes on without being waited for, and tells nothing."""
 
     program: str
     tool: str
-    seconds: float
+    seconds: float | None
 
 
 class ProgramEnded(msgspec.Struct, frozen=True):

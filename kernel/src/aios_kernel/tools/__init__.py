@@ -3,6 +3,8 @@
 from aios_kernel.tools.grants import Expired, ToolGrants, ToolRequest, check_allowed
 from aios_kernel.tools.history import Latency
 from aios_kernel.tools.hosted import Confine, Effects, EffectStatus, HostedTool, Isolation, Launch, Retry
+from aios_kernel.tools.job_life import told as job_told
+from aios_kernel.tools.job_table import JobRow
 from aios_kernel.tools.jobs import JobManager
 from aios_kernel.tools.registry import Caller, ToolRegistry
 from aios_kernel.tools.runner import TimeLimit, no_place
@@ -21,6 +23,7 @@ __all__ = [
     "HostedTool",
     "Isolation",
     "JobManager",
+    "JobRow",
     "Latency",
     "Launch",
     "Offer",
@@ -33,5 +36,6 @@ __all__ = [
     "ToolSource",
     "ToolStore",
     "check_allowed",
+    "job_told",
     "no_place",
 ]

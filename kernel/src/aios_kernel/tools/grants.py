@@ -85,6 +85,7 @@ class ToolGrants:
         self._history = History()
         self.slots = slots or Slots()
         self._rules = dict(rules or {})
+        self.has_untrusted = any(rule.untrusted for rule in self._rules.values())
         self._checkers = {
             name: ArgumentChecker(ToolSpec(name=name, parameters=rule.parameters))
             for name, rule in self._rules.items()

@@ -24,6 +24,7 @@ class JobRow(msgspec.Struct, kw_only=True):
         attempt: the run that it is in, or was in last; 0: none yet.
         cancelled: somebody wants it to end.
         code: of the error that it failed with.
+        above: the other agents that its run was below when it submitted it, by the outermost name.
     """
 
     id: str
@@ -43,6 +44,12 @@ class JobRow(msgspec.Struct, kw_only=True):
     ended_s: float | None = None
     code: str = ""
     error: str = ""
+    above: list[str] = []
+
+    @property
+    def owners(self) -> list[str]:
+        """The agents whose job it is, by the outermost name: who submitted it, and those that ran above."""
+        return [self.agent.partition("/")[0], *self.above]
 
     @property
     def over(self) -> bool:
@@ -119,13 +126,13 @@ class JobTable:
 _FIELDS = JobRow.__struct_fields__
 _SELECT = (
     "SELECT id, principal, agent, program, key, tool, digest, arguments, timeout_s, submitted_s, state, attempt, "
-    "cancelled, started_s, ended_s, code, error FROM jobs"
+    "cancelled, started_s, ended_s, code, error, above FROM jobs"
 )
 _BY_KEY = _SELECT + " WHERE principal = ? AND agent = ? AND key = ?"
 _FIND = _SELECT + " WHERE principal = ? AND id = ?"
 _OF = _SELECT + " WHERE principal = ? AND (? OR ended_s IS NULL) ORDER BY submitted_s"
 _UNFINISHED = _SELECT + " WHERE ended_s IS NULL ORDER BY submitted_s"
-_INSERT = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE = """
 UPDATE jobs SET state = ?, attempt = ?, cancelled = ?, started_s = ?, ended_s = ?, code = ?, error = ?, arguments = ?
 WHERE id = ?
@@ -134,11 +141,13 @@ _PRUNE = "DELETE FROM jobs WHERE ended_s < ? RETURNING id"
 
 
 def _values(row: JobRow) -> tuple[Any, ...]:
-    return tuple(getattr(row, field) for field in _FIELDS)
+    return (*(getattr(row, field) for field in _FIELDS[:-1]), msgspec.json.encode(row.above).decode())
 
 
 def _row(values: Iterable[Any]) -> JobRow:
-    return msgspec.convert(dict(zip(_FIELDS, values, strict=True)), JobRow, strict=False)
+    *plain, above = values
+    fields = dict(zip(_FIELDS, (*plain, msgspec.json.decode(str(above))), strict=True))
+    return msgspec.convert(fields, JobRow, strict=False)
 
 
 def _nothing(cursor: object) -> None:

@@ -83,6 +83,7 @@ class JobManager:
             arguments=call.arguments,
             timeout_s=check_timeout(call.timeout_s, tool.timeout_s or _DEFAULT_TIMEOUT_S),
             submitted_s=time.time(),
+            above=[*caller.above],
         )
         known = await self._table.add(row)
         if known is row:
@@ -103,16 +104,17 @@ class JobManager:
         return await asyncio.to_thread(self._shown, row, call.position)
 
     async def cancel(self, principal: str, id: str) -> ToolJob:
-        """End a job; gives it at its end. Raises NotFound."""
+        """End a job; gives it at its end, without its result. Raises NotFound."""
         row = await self.find(principal, id)
         if row.id in self._lives:
             await self._lives[row.id].cancel()
-        return await self.wait(principal, ToolWait(id))
+        await self.wait(principal, ToolWait(id))
+        return told(await self.find(principal, id))
 
-    async def jobs(self, principal: str, *, ended: bool) -> list[ToolJob]:
-        """A principal's jobs, oldest first, without their results."""
+    async def jobs(self, principal: str, *, ended: bool) -> list[JobRow]:
+        """A principal's jobs, oldest first."""
         await self._found()
-        return [told(self._live(row)) for row in await self._table.of(principal, ended=ended)]
+        return [self._live(row) for row in await self._table.of(principal, ended=ended)]
 
     async def find(self, principal: str, id: str) -> JobRow:
         """A job of a principal. Raises NotFound."""

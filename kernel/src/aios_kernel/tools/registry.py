@@ -33,6 +33,8 @@ class Caller(NamedTuple):
     principal: str = ""
     agent: str = ""
     program: str = ""
+    above: tuple[str, ...] = ()
+    """The other agents that it runs below, by the outermost name."""
 
 
 class _Entry(NamedTuple):
@@ -76,6 +78,7 @@ class ToolRegistry:
         levels: Mapping[str, Callable[[], Confine]] | None = None,
     ) -> None:
         self._tools: dict[str, _Entry] = {}
+        self.has_untrusted = False
         self._default_timeout_s = default_timeout_s
         self._sources = dict(sources or {})
         self._levels = dict(levels or {})
@@ -106,6 +109,7 @@ class ToolRegistry:
                 raise _twice(tool.spec.name, kept[tool.spec.name].source, source)
             kept[tool.spec.name] = entry
         self._tools = kept
+        self.has_untrusted = any(entry.tool.untrusted for entry in kept.values())
         self._recover()
 
     def specs(self) -> list[ToolSpec]:

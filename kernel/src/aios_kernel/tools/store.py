@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import TypeVar, final
 
+import apsw
+
 from aios_kernel._database import Database, Job
 
 T = TypeVar("T")
@@ -45,11 +47,20 @@ CREATE TABLE jobs (
     ended_s REAL,
     code TEXT NOT NULL,
     error TEXT NOT NULL,
+    above TEXT NOT NULL DEFAULT '[]',
     UNIQUE (principal, agent, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX jobs_ended ON jobs (ended_s);
 """
-_VERSION = 1
+_VERSION = 2
+
+
+def _with_agents_above(db: apsw.Connection) -> None:
+    """Jobs of version 1 did not know which agents their own ran below."""
+    db.execute("ALTER TABLE jobs ADD COLUMN above TEXT NOT NULL DEFAULT '[]'")
+
+
+_UPGRADES = {1: _with_agents_above}
 
 
 @final
@@ -83,5 +94,5 @@ class ToolStore:
         if self._database is None:
             async with self._opening:
                 if self._database is None:
-                    self._database = await asyncio.to_thread(Database, self._path, _SCHEMA, _VERSION)
+                    self._database = await asyncio.to_thread(Database, self._path, _SCHEMA, _VERSION, _UPGRADES)
         return self._database

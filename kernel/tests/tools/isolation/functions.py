@@ -59,5 +59,26 @@ def where() -> dict[str, Any]:
     return {"pid": os.getpid(), "cwd": os.getcwd(), "environment": dict(os.environ), "threads": "torch" in sys.modules}
 
 
+def wait_for(path: str) -> dict[str, str]:
+    print("begun", flush=True)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return {"found": path}
+
+
+def keyed(idempotency_key: str) -> str:
+    return idempotency_key
+
+
+def attack(probe: str, arguments: dict[str, Any]) -> str:
+    """One of the attacks, in this very process."""
+    import probes
+
+    try:
+        return "GOT" if getattr(probes, probe)(**arguments) else "BLOCKED: nothing came of it"
+    except (OSError, MemoryError, RuntimeError) as error:
+        return f"BLOCKED: {type(error).__name__}: {error}"
+
+
 def was_done(key: str) -> tuple[str, object]:
     return ("done", {"key": key}) if key.startswith("known") else ("not_done", None)

@@ -49,7 +49,7 @@ class Host:
 
     async def start(self, **entries: McpEntry) -> McpTools:
         """Host these servers; waits until those that are pinned at first sight have been seen."""
-        source = McpTools(entries, Pins(self.folder / "mcp.db"))
+        source = McpTools(entries, Pins(self.folder / "mcp.db"), self.folder)
         self.registry = ToolRegistry(sources={"mcp": source})
         await self.registry.start()
         await until(lambda: all(self.seen(source, name, entry) for name, entry in entries.items()))

@@ -174,7 +174,8 @@ async def test_nothing_of_the_kernel_is_in_its_environment(host: Host, monkeypat
     [
         ({"env": ["AIOS_TOKEN"]}, ConfigError),
         ({"env": ["NOT_SET_ANYWHERE"]}, ConfigError),
-        ({"isolation": "sandbox"}, Unsupported),
+        ({"isolation": "container"}, Unsupported),
+        ({"command": [], "url": "http://127.0.0.1:1/mcp", "isolation": "sandbox"}, ConfigError),
         ({"effects": "queryable"}, Unsupported),
         ({"headers": {"authorization": "PATH"}}, ConfigError),
         ({"command": [], "url": "http://127.0.0.1:1/mcp", "headers": {"authorization": "AIOS_TOKEN"}}, ConfigError),
@@ -183,9 +184,9 @@ async def test_nothing_of_the_kernel_is_in_its_environment(host: Host, monkeypat
 )
 def test_entries_that_cannot_be_served(host: Host, entry: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"mcp\.raw"):
-        McpTools({"raw": host.raw(**entry)}, Pins(host.folder / "mcp.db"))
+        McpTools({"raw": host.raw(**entry)}, Pins(host.folder / "mcp.db"), host.folder)
     with pytest.raises(ConfigError, match="slash"):
-        McpTools({"a/b": host.raw()}, Pins(host.folder / "mcp.db"))
+        McpTools({"a/b": host.raw()}, Pins(host.folder / "mcp.db"), host.folder)
 
 
 async def test_closing_ends_the_process_and_what_it_started(host: Host, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import msgspec
 
@@ -29,6 +29,13 @@ from aios_kernel.tools.isolation.reference import StatusCommand, reference_of
 _NOT_DONE = 1
 _ALONE = "import sys; sys.path.insert(0, {folder!r}); from launcher.tool import become_tool_alone as main; main()"
 _PROBE_S = 30.0
+_FOR_GOOD_S = 10 * 365 * 86_400.0
+
+Serve: TypeAlias = Callable[[Sequence[int]], Awaitable[Outcome]]
+"""Runs a program on descriptors for its input, output, errors and result, which it takes over, until its end.
+
+Cancelled, all its processes are dead before it returns. Raises ToolNotStarted, Busy.
+"""
 
 
 @final
@@ -57,6 +64,38 @@ class Confiner:
             Unsupported: a function that no other process can import.
         """
         name, confinement = tool.spec.name, tool.confinement
+        self._check(name, confinement)
+        launch = None
+        if tool.launch is not None:
+            run = command(self._runner, name, tool.launch, confinement)
+            launch = None if confinement.network else alone(self._runner, name, tool.launch, confinement)
+        else:
+            places.check(name, places.of_python(), self._home)
+            reference = reference_of(name, tool.run)
+            run = self._function(name, reference, confinement)
+            launch = None if confinement.network else function_alone(self._runner, reference, confinement)
+        return dataclasses.replace(tool, run=run, launch=launch, status=self._status(tool), confined=True)
+
+    def server(self, name: str, launch: Launch, confinement: Confinement) -> Serve:
+        """The way to run a program at this level that talks on its streams for as long as it is wanted.
+
+        Raises:
+            ConfigError: a place that it may not read, or a network that the level cannot keep.
+            ToolError: there is no such program.
+        """
+        self._check(name, confinement)
+        job = dataclasses.replace(_job(name, launch, confinement), time_s=_FOR_GOOD_S)
+
+        async def serve(streams: Sequence[int]) -> Outcome:
+            return await self._runner.run_on(job, streams)
+
+        return serve
+
+    def stop(self) -> None:
+        """End the fork server."""
+        self._runner.stop()
+
+    def _check(self, name: str, confinement: Confinement) -> None:
         places.check(name, confinement.read, self._home)
         AllowList(confinement.network)
         if confinement.network and not self._runner.level.networks:
@@ -64,23 +103,10 @@ class Confiner:
                 f'tool "{name}" is to reach {confinement.network[0]}; level {self._runner.level.name} has no network',
                 fix='declare isolation = "sandbox"',
             )
-        launch = None
-        if tool.launch is not None:
-            run = command(self._runner, name, tool.launch, confinement)
-            launch = None if confinement.network else alone(self._runner, name, tool.launch, confinement)
-        else:
-            places.check(name, places.of_python(), self._home)
-            run = self._function(name, reference_of(name, tool.run), confinement)
-        return dataclasses.replace(tool, run=run, launch=launch, status=self._status(tool), confined=True)
-
-    def stop(self) -> None:
-        """End the fork server."""
-        self._runner.stop()
 
     def _function(self, name: str, reference: str, confinement: Confinement) -> Callable[..., Any]:
         async def run(*positional: Any, **named: Any) -> object:
-            call = {"path": places.import_path(), "function": reference, "positional": positional, "named": named}
-            job = Job(stdin=msgspec.json.encode(call), confinement=confinement)
+            job = Job(stdin=_call(reference, positional, named), confinement=confinement)
             return _returned(name, await self._runner.run(job))
 
         return run
@@ -130,19 +156,31 @@ def alone(
     """
 
     def confined(arguments: Mapping[str, Any]) -> Launch:
-        given = launch(arguments)
-        job = _job(name, given, confinement)
-        request, program = runner.alone(job)
-        if request.staged:
-            raise ToolError(
-                f'tool "{name}": {next(iter(request.staged.values()))} can be reached by root only',
-                fix="let others enter the folders above it, or call the tool instead of submitting it",
-            )
-        wanted = msgspec.to_builtins(request) | {"program": program.hex()}
-        argv = [places.interpreter(), "-I", "-S", "-c", _ALONE.format(folder=FOLDER)]
-        return Launch(argv=argv, env={ALONE: msgspec.json.encode(wanted).decode()}, stdin=given.stdin)
+        return _alone(runner, _job(name, launch(arguments), confinement))
 
     return confined
+
+
+def function_alone(runner: Runner, reference: str, confinement: Confinement) -> Callable[[Mapping[str, Any]], Launch]:
+    """`alone` for a function: what it returns is printed as the model is to read it, what it prints is progress."""
+
+    def confined(arguments: Mapping[str, Any]) -> Launch:
+        return _alone(runner, Job(stdin=_call(reference, (), arguments, text=True), confinement=confinement))
+
+    return confined
+
+
+def _alone(runner: Runner, job: Job) -> Launch:
+    request, program = runner.alone(job)
+    wanted = msgspec.to_builtins(request) | {"program": program.hex(), "function": not job.argv}
+    argv = [places.interpreter(), "-I", "-S", "-c", _ALONE.format(folder=FOLDER)]
+    return Launch(argv=argv, env={ALONE: msgspec.json.encode(wanted).decode()}, stdin=job.stdin.decode())
+
+
+def _call(reference: str, positional: Sequence[Any], named: Mapping[str, Any], *, text: bool = False) -> bytes:
+    """What `launcher.function` reads."""
+    call = {"path": places.import_path(), "function": reference, "positional": positional, "named": named}
+    return msgspec.json.encode(call | {"text": text})
 
 
 def _job(name: str, launch: Launch, confinement: Confinement) -> Job:
@@ -166,7 +204,7 @@ def _printed(name: str, outcome: Outcome) -> str:
     if outcome.timed_out:
         raise ToolTimeout(f'tool "{name}" did not end in time')
     if outcome.status != 0:
-        raise ToolError(f'tool "{name}" {_how(outcome.status)}{_last_words(outcome)}')
+        raise ToolError(f'tool "{name}" {how_it_ended(outcome.status)}{_last_words(outcome)}')
     text = outcome.stdout.decode(errors="replace")
     return f"{text}\n[{outcome.left_out:,} more bytes were left out]" if outcome.left_out else text
 
@@ -183,13 +221,16 @@ def _returned(name: str, outcome: Outcome) -> object:
     try:
         answer = msgspec.json.decode(outcome.result, type=dict[str, Any])
     except msgspec.DecodeError:
-        raise ToolError(f'tool "{name}" {_how(outcome.status)} without a result{_last_words(outcome)}') from None
+        raise ToolError(
+            f'tool "{name}" {how_it_ended(outcome.status)} without a result{_last_words(outcome)}'
+        ) from None
     if "error" in answer:
         raise ToolError(f'tool "{name}" failed: {answer["error"]}')
     return answer.get("value")
 
 
-def _how(status: int) -> str:
+def how_it_ended(status: int) -> str:
+    """An exit status in words; negative: the signal."""
     if status >= 0:
         return f"ended with exit status {status}"
     try:
@@ -211,8 +252,9 @@ def _try(runner: Runner) -> None:
     except AiosError as error:
         raise Unsupported(f"isolation level {name} does not work here: {error.message}", fix=error.fix) from error
     if outcome.status != 0:
+        how = f"{how_it_ended(outcome.status)}{_last_words(outcome)}"
         raise Unsupported(
-            f"isolation level {name} does not work here: /bin/true {_how(outcome.status)}{_last_words(outcome)}",
+            f"isolation level {name} does not work here: /bin/true {how}",
             fix="allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu)",
         )
 

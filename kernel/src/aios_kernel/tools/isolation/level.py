@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
 
@@ -9,7 +12,7 @@ from aios_kernel.tools.confinement import UNSHARED, Confinement
 from aios_kernel.tools.hosted import Isolation
 from aios_kernel.tools.isolation.forkserver import ForkServer
 from aios_kernel.tools.isolation.places import PATH
-from aios_kernel.tools.isolation.process import Outcome, Request, run
+from aios_kernel.tools.isolation.process import Outcome, Request, run, run_on
 from aios_kernel.tools.isolation.proxy import AllowList, serve
 from aios_kernel.tools.isolation.uids import Uids
 
@@ -89,6 +92,22 @@ class Runner:
                 output_bytes=job.confinement.output_kb << 10,
                 listening=serve(AllowList(job.confinement.network)) if request.listen else None,
             )
+
+    async def run_on(self, job: Job, streams: Sequence[int]) -> Outcome:
+        """`run` on descriptors for input, output, errors and result, which are closed here once the process has them.
+
+        `stdin` of the job counts for nothing.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                uid = held.enter_context(self._uids.lease())
+                request, program = self.level.request(job, uid), self.level.program(uid)
+            except BaseException:
+                for descriptor in streams:
+                    os.close(descriptor)
+                raise
+            listening = serve(AllowList(job.confinement.network)) if request.listen else None
+            return await run_on(self._server, request, streams, program=program, listening=listening)
 
     def alone(self, job: Job) -> tuple[Request, bytes]:
         """What a process that confines itself is to do, and its filter."""

@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import final
 
 import msgspec
@@ -105,23 +105,54 @@ async def run(
         ToolNotStarted: it could not be started.
     """
     streams = [_Stream(output_bytes), _Stream(_TAIL, last=True), _Stream(output_bytes)]
-    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    channel.setblocking(False)
-    with channel, contextlib.ExitStack() as reading:
+    with contextlib.ExitStack() as reading:
         for stream in streams:
             reading.enter_context(stream.reading())
-        with theirs, contextlib.ExitStack() as given:
-            ends = [given.enter_context(_end(stream)) for stream in streams]
-            files = [given.enter_context(_file(data)) for data in (msgspec.json.encode(request), stdin, program)]
-            server.launch([files[0], theirs.fileno(), files[1], *ends, files[2]])
-        outcome = await _ended(channel, listening)
+        ends = [_sealed(stdin), *(stream.write_end for stream in streams)]
+        outcome = await run_on(server, request, ends, program=program, listening=listening)
         for stream in streams:
             await stream.ended()
-    if outcome.not_started:
-        raise ToolNotStarted(f"the process was not started: {outcome.not_started}")
     outcome.stdout, outcome.left_out = streams[0].content()
     outcome.stderr, _ = streams[1].content()
     outcome.result, outcome.result_left_out = streams[2].content()
+    return outcome
+
+
+async def run_on(
+    server: ForkServer,
+    request: Request,
+    streams: Sequence[int],
+    *,
+    program: bytes = b"",
+    listening: Listening | None = None,
+) -> Outcome:
+    """Run a process to its end on streams of the caller's. When this is cancelled, all its processes are dead before.
+
+    Args:
+        server: forks it.
+        request: what to run, and how confined.
+        streams: descriptors for what it reads, prints, complains of and results in; closed here once it has them.
+        program: seccomp filter.
+        listening: as of `run`.
+
+    Raises:
+        ToolNotStarted: it could not be started.
+    """
+    with contextlib.ExitStack() as ours:
+        with contextlib.ExitStack() as given:
+            for descriptor in streams:
+                given.callback(os.close, descriptor)
+            channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.enter_context(channel)
+            given.enter_context(theirs)
+            channel.setblocking(False)
+            files = [_sealed(data) for data in (msgspec.json.encode(request), program)]
+            for descriptor in files:
+                given.callback(os.close, descriptor)
+            server.launch([files[0], theirs.fileno(), *streams, files[1]])
+        outcome = await _ended(channel, listening)
+    if outcome.not_started:
+        raise ToolNotStarted(f"the process was not started: {outcome.not_started}")
     return outcome
 
 
@@ -210,17 +241,7 @@ class _Stream:
             self._kept += data[: self._limit - len(self._kept)]
 
 
-@contextlib.contextmanager
-def _end(stream: _Stream) -> Generator[int]:
-    """The end that the process gets; closed here once it has it."""
-    try:
-        yield stream.write_end
-    finally:
-        os.close(stream.write_end)
-
-
-@contextlib.contextmanager
-def _file(data: bytes) -> Generator[int]:
+def _sealed(data: bytes) -> int:
     """A file in memory, to be read from its beginning; sealed, so that nobody fills the memory through it."""
     descriptor = os.memfd_create("aios-tool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -229,9 +250,10 @@ def _file(data: bytes) -> Generator[int]:
             view = view[os.write(descriptor, view) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        yield descriptor
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE

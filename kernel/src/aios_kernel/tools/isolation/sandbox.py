@@ -29,7 +29,9 @@ from aios_kernel.tools.isolation.process import Request
 
 _FILTER, _FIRST_FILE = 4, 5  # descriptors, as the launcher numbers them
 _SHM_SHARE = 4
-_FUNCTION = "import sys; sys.path.insert(0, {folder!r}); from launcher.function import main; del sys.path[0]; main()"
+_FUNCTION = (
+    "import sys; sys.path.insert(0, {folder!r}); from launcher.function import main; del sys.path[0]; sys.exit(main())"
+)
 
 
 @final

@@ -17,6 +17,7 @@ import apsw
 import msgspec
 
 from aios_kernel._database import Database
+from aios_kernel.failpoints import failpoint
 from aios_kernel.tools.mcp.definition import Definition, listing_digest
 
 _SCHEMA: Final = """
@@ -98,6 +99,7 @@ def _read(db: apsw.Connection) -> dict[str, Approved]:
 def _write(db: apsw.Connection, server: str, approved: Approved) -> None:
     row = (server, approved.approved_s, approved.approved_by)
     db.execute("DELETE FROM pins WHERE server = ?", (server,))
+    failpoint("mcp.unpinned")
     db.execute("INSERT OR REPLACE INTO servers VALUES (?, ?, ?)", row)
     db.execute(
         "INSERT INTO approvals (server, approved_s, approved_by, digest) VALUES (?, ?, ?, ?)",

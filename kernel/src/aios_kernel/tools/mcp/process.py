@@ -7,8 +7,8 @@ import contextlib
 import os
 import signal
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping, Sequence
-from typing import Final, final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, final
 
 from aios_kernel.errors import ConfigError, ToolNotStarted
 from aios_kernel.tools.mcp.hidden import visible
@@ -16,12 +16,22 @@ from aios_kernel.tools.mcp.hidden import visible
 MOST_LINE: Final = 16 * 1024 * 1024
 """Bytes of one message; the same that a tool may return."""
 _GRACE_S: Final = 2.0
-_LAST_WORDS: Final = 2048
+LAST_WORDS: Final = 2048
+"""Bytes of what it wrote to its standard error that are kept."""
+PASSED_CONFINED: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+"""What a confined server sees of the kernel's environment; PATH and HOME are its isolation level's."""
 _PASSED: Final = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 
 
-def server_environment(names: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+def server_environment(
+    names: Sequence[str], known: Mapping[str, str] | None = None, *, passed: Sequence[str] = _PASSED
+) -> dict[str, str]:
     """What a server sees of the kernel's environment: the place of programs and of home, the locale, and `names`.
+
+    Args:
+        names: of variables.
+        known: the kernel's environment.
+        passed: variables that it sees anyway.
 
     Raises:
         ConfigError: `names` has one that is not set, or one of the kernel's own, which hold its token.
@@ -34,7 +44,33 @@ def server_environment(names: Sequence[str], known: Mapping[str, str] | None = N
             )
         if name not in known:
             raise ConfigError(f"env names {name}, which is not set", fix=f"export {name}=..., or leave it out")
-    return {name: known[name] for name in (*_PASSED, *names) if name in known}
+    return {name: known[name] for name in (*passed, *names) if name in known}
+
+
+class ServedProcess(Protocol):
+    """A running MCP server that talks on its input and output."""
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter:
+        """What it reads."""
+        ...
+
+    @property
+    def stdout(self) -> asyncio.StreamReader:
+        """What it writes."""
+        ...
+
+    async def obituary(self) -> str:
+        """How it ended, in words, waiting a moment for it to be known."""
+        ...
+
+    async def stop(self, *, patient: bool = True) -> None:
+        """End it and its children: close its input, and force it if that is not enough; at once if not `patient`."""
+        ...
+
+
+StartProcess: TypeAlias = Callable[[], Awaitable[ServedProcess]]
+"""Starts a server. Raises ToolNotStarted."""
 
 
 @final
@@ -129,7 +165,7 @@ class ServerProcess:
         assert self._process.stderr is not None
         while chunk := await self._process.stderr.read(65536):
             self._words += chunk
-            del self._words[:-_LAST_WORDS]
+            del self._words[:-LAST_WORDS]
 
 
 def _signal_name(number: int) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, final
 
 from aios_kernel.errors import AiosError, ToolError, ToolNotStarted, ToolUnapproved
@@ -16,6 +15,7 @@ from aios_kernel.tools.mcp.connection import Connection
 from aios_kernel.tools.mcp.definition import Definition, changed_fields
 from aios_kernel.tools.mcp.http import http_transport
 from aios_kernel.tools.mcp.pins import FIRST_SIGHT, Approved, Pins
+from aios_kernel.tools.mcp.process import StartProcess
 from aios_kernel.tools.mcp.stdio import StdioTransport
 
 State: TypeAlias = Literal["stopped", "starting", "running", "failed"]
@@ -36,7 +36,7 @@ class McpServer:
     Args:
         name: its name in the tools file, and the first part of its tools' names.
         entry: how it is reached.
-        env: the whole environment of its process.
+        start: starts its process; None: it is at an URL.
         headers: of requests to it.
         pins: what is approved of it.
         approved: called when `pin = "first"` has pinned its tools.
@@ -47,7 +47,7 @@ class McpServer:
         name: str,
         entry: McpEntry,
         *,
-        env: Mapping[str, str],
+        start: StartProcess | None,
         headers: Mapping[str, str],
         pins: Pins,
         approved: Callable[[], None],
@@ -57,7 +57,7 @@ class McpServer:
         self.error = ""
         self.starts = 0
         self._entry = entry
-        self._env = env
+        self._start = start
         self._headers = headers
         self._pins = pins
         self._approved = approved
@@ -208,10 +208,9 @@ class McpServer:
         self._starting = None
 
     def _transport(self, ended: Callable[[str], None], /) -> AbstractAsyncContextManager[Any]:
-        if self._entry.url:
+        if self._start is None:
             return http_transport(self._entry.url, self._headers, ended)
-        cwd = str(Path(self._entry.cwd).expanduser()) if self._entry.cwd else None
-        return StdioTransport(self._entry.command, self._env, cwd, ended)
+        return StdioTransport(self.name, self._start, ended)
 
     async def _probe(self, connection: Connection) -> None:
         """After a call that was given up: a server that does not even list its tools has hung, and must go."""

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, final
 
 import msgspec
 
 from aios_kernel._names import shown, split_name
 from aios_kernel.config import Config, home_of
-from aios_kernel.errors import AiosError, ConfigError, InvalidRequest, NotFound, ToolUnapproved, Unsupported
+from aios_kernel.errors import (
+    AiosError,
+    ConfigError,
+    InvalidRequest,
+    NotFound,
+    ToolError,
+    ToolUnapproved,
+    Unsupported,
+)
 from aios_kernel.syscalls import McpServerInfo, PinnedTool, ToolChange, ToolSpec
 from aios_kernel.tools.arguments import ArgumentChecker
+from aios_kernel.tools.confinement import UNSHARED
 from aios_kernel.tools.file import McpEntry, ToolsFile
-from aios_kernel.tools.hosted import HostedTool
+from aios_kernel.tools.hosted import HostedTool, Launch
+from aios_kernel.tools.isolation.confine import Confiner
+from aios_kernel.tools.isolation.level import Level
+from aios_kernel.tools.isolation.places import PATH
+from aios_kernel.tools.isolation.sandbox import Sandbox
+from aios_kernel.tools.isolation.subprocess_level import Subprocess
+from aios_kernel.tools.mcp.confined import ConfinedProcess
 from aios_kernel.tools.mcp.definition import Definition, changes, listing_digest
 from aios_kernel.tools.mcp.hidden import visible
 from aios_kernel.tools.mcp.http import http_headers
 from aios_kernel.tools.mcp.pins import Approved, Pins
-from aios_kernel.tools.mcp.process import server_environment
+from aios_kernel.tools.mcp.process import PASSED_CONFINED, ServerProcess, StartProcess, server_environment
 from aios_kernel.tools.mcp.server import McpServer
 from aios_kernel.tools.mcp.thread import LoopThread
 from aios_kernel.tools.python import IDEMPOTENCY_KEY
@@ -34,16 +51,32 @@ PINS: Final = "mcp.db"
 
 def mcp_tools(config: Config, file: ToolsFile) -> McpTools:
     """The source of `[mcp]`. Raises ConfigError, Unsupported for entries that cannot be served."""
-    return McpTools(file.mcp, Pins(home_of(config) / PINS))
+    return McpTools(file.mcp, Pins(home_of(config) / PINS), home_of(config))
+
+
+_LEVELS: Final[dict[str, Callable[[], Level]]] = {"subprocess": Subprocess, "sandbox": Sandbox}
+"""The isolation levels at which a server can be run."""
 
 
 @final
 class McpTools:
-    """All MCP servers of a kernel. What it lists is what is approved: no server is started to be listed."""
+    """All MCP servers of a kernel. What it lists is what is approved: no server is started to be listed.
 
-    def __init__(self, entries: dict[str, McpEntry], pins: Pins) -> None:
+    Args:
+        entries: from the tools file.
+        pins: what is approved.
+        home: the kernel's data directory, which no confined server may read.
+
+    Raises:
+        ConfigError: an entry that is wrong.
+        Unsupported: an isolation level that this machine lacks.
+    """
+
+    def __init__(self, entries: dict[str, McpEntry], pins: Pins, home: Path) -> None:
         self._entries = entries
         self._pins = pins
+        self._home = home
+        self._confiners: dict[str, Confiner] = {}
         self._thread = LoopThread("aios-mcp")
         self._offer: Offer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -51,6 +84,7 @@ class McpTools:
         try:
             self._servers = {name: self._server(name, entry) for name, entry in entries.items()}
         except AiosError:
+            self._stop_confiners()
             pins.close()
             raise
 
@@ -83,7 +117,12 @@ class McpTools:
         with contextlib.suppress(AiosError):  # ended before it was begun
             await self._thread.run(self._close_all())
         await asyncio.to_thread(self._thread.close)
+        await asyncio.to_thread(self._stop_confiners)
         await asyncio.to_thread(self._pins.close)
+
+    def _stop_confiners(self) -> None:
+        for confiner in self._confiners.values():
+            confiner.stop()
 
     # --- what people ask --------------------------------------------------------------------------------------------
 
@@ -135,11 +174,30 @@ class McpTools:
     def _server(self, name: str, entry: McpEntry) -> McpServer:
         _check(name, entry)
         try:
-            env = server_environment(entry.env) if entry.command else {}
+            start = self._starter(name, entry) if entry.command else None
             headers = http_headers(entry.headers, os.environ)
-        except ConfigError as error:
+        except (ConfigError, ToolError) as error:
             raise ConfigError(f"mcp.{name}: {error.message}", fix=error.fix) from error
-        return McpServer(name, entry, env=env, headers=headers, pins=self._pins, approved=self._offer_soon)
+        return McpServer(name, entry, start=start, headers=headers, pins=self._pins, approved=self._offer_soon)
+
+    def _starter(self, name: str, entry: McpEntry) -> StartProcess:
+        """How a server's process is started, at its isolation level."""
+        cwd = str(Path(entry.cwd).expanduser()) if entry.cwd else ""
+        if entry.isolation == "trusted":
+            env = server_environment(entry.env)
+            return functools.partial(ServerProcess.start, entry.command, env, cwd or None)
+        if entry.isolation not in _LEVELS:
+            raise Unsupported(
+                f'mcp.{name}: isolation "{entry.isolation}" is not offered for MCP servers',
+                fix=f"use {' or '.join(_LEVELS)}",
+            )
+        if entry.isolation not in self._confiners:
+            self._confiners[entry.isolation] = Confiner(_LEVELS[entry.isolation](), self._home)
+        env = {"PATH": PATH} | server_environment(entry.env, passed=PASSED_CONFINED)
+        launch = Launch(argv=entry.command, env=env, cwd=cwd)
+        return functools.partial(
+            ConfinedProcess.start, self._confiners[entry.isolation].server(name, launch, entry.confinement)
+        )
 
     def _known(self, server: str) -> McpServer:
         found = self._servers.get(server)
@@ -154,6 +212,8 @@ class McpTools:
         tool = HostedTool(
             spec=_without_key(spec) if policy.effects == "keyed" else spec,
             run=self._runner(self._servers[server], definition.name),
+            isolation=entry.isolation,
+            confined=True,  # its server is
             timeout_s=policy.timeout_s,
             expected_s=policy.expected_s,
             max_running=policy.max_running,
@@ -223,12 +283,11 @@ def _check(name: str, entry: McpEntry) -> None:
         raise ConfigError(f"mcp.{name}: {error.message}", fix="rename it in the tools file") from error
     if len(parts) > 1:
         raise ConfigError(f"mcp.{name}: the name has a slash", fix="rename it in the tools file")
+    if entry.url and entry.isolation != "trusted":
+        raise ConfigError(f"mcp.{name}: isolation is of servers that are started", fix="leave it out beside `url`")
     for what, policy in (("", entry), *((f".tools.{tool}", policy) for tool, policy in entry.tools.items())):
-        if policy.isolation != "trusted":
-            raise Unsupported(
-                f'mcp.{name}{what}: isolation "{policy.isolation}" is not offered for MCP servers',
-                fix="leave it out, and let `command` start the server in a sandbox or container itself",
-            )
+        if what and (policy.isolation != "trusted" or policy.confinement != UNSHARED):
+            raise ConfigError(f"mcp.{name}{what}: its isolation is that of its server", fix=f"say it of mcp.{name}")
         if policy.effects == "queryable":
             raise Unsupported(f"mcp.{name}{what}: MCP has no way to ask for a call's status", fix='effects = "once"')
     if entry.url and (entry.command or entry.env or entry.cwd):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, final
 
@@ -19,7 +19,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCError, JSONRPCRequest, JSONRPCResponse, jsonrpc_message_adapter
 
 from aios_kernel.tools.mcp.flood import Allowance
-from aios_kernel.tools.mcp.process import MOST_LINE, ServerProcess
+from aios_kernel.tools.mcp.process import MOST_LINE, StartProcess
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 0.5
@@ -30,18 +30,14 @@ class StdioTransport:
     """One run of a server's command, as a transport of `mcp.Client`: a context manager that gives two streams.
 
     Args:
-        command: program and arguments.
-        env: the whole environment of the process.
-        cwd: where it runs.
+        name: for the log.
+        start: starts its process.
         ended: called once, with the reason in words, when the server ends the connection or must not go on.
     """
 
-    def __init__(
-        self, command: Sequence[str], env: Mapping[str, str], cwd: str | None, ended: Callable[[str], None]
-    ) -> None:
-        self._command = command
-        self._env = env
-        self._cwd = cwd
+    def __init__(self, name: str, start: StartProcess, ended: Callable[[str], None]) -> None:
+        self._name = name
+        self._start = start
         self._ended = ended
         self._tasks: list[asyncio.Task[None]] = []
         self._asked: set[int | str] = set()
@@ -50,7 +46,7 @@ class StdioTransport:
 
     async def __aenter__(self) -> tuple[MemoryObjectReceiveStream[Any], MemoryObjectSendStream[SessionMessage]]:
         """Start the process. Raises ToolNotStarted."""
-        self._process = await ServerProcess.start(self._command, self._env, self._cwd)
+        self._process = await self._start()
         self._allowance = Allowance(asyncio.get_running_loop().time())
         self._inward, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         write, self._outward = anyio.create_memory_object_stream[SessionMessage](0)
@@ -133,7 +129,7 @@ class StdioTransport:
         if self._broken or self._closing:
             return
         self._broken = True
-        _log.info("MCP server %s: %s", self._command[0], reason)
+        _log.info("MCP server %s: %s", self._name, reason)
         self._inward.close()
         self._outward.close()  # nobody shall wait for this server to read
         self._ended(reason)

@@ -1,4 +1,4 @@
-"""Calls one Python function: JSON in on stdin, JSON out on a descriptor of its own, so that prints do not mix in."""
+"""Calls one Python function: JSON in on stdin, its result on a descriptor of its own, so that prints do not mix in."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ RESULT = 3
 """The descriptor that takes the result."""
 
 
-def main() -> None:
-    """Read `{"path", "function", "positional", "named"}`, call, write `{"value"}` or `{"error"}`."""
+def main() -> int:
+    """Read `{"path", "function", "positional", "named"}`, call, write `{"value"}` or `{"error"}`; give a status.
+
+    With `"text"` it writes what the model is to read, and a failure is a status, as of any program.
+    """
     with os.fdopen(0, "rb", closefd=False) as file:
         call = json.load(file)
     sys.path[:] = call["path"]
+    as_text = call.get("text", False)
     try:
-        outcome = json.dumps({"value": _value(call)}, default=_plain)
+        value = _value(call)
+        outcome = _text(value) if as_text else json.dumps({"value": value}, default=_plain)
     except BaseException as error:  # noqa: BLE001 - also SystemExit: it is an outcome as any other
         import traceback
 
         traceback.print_exc()
+        if as_text:
+            _flush()
+            return 1
         outcome = json.dumps({"error": f"{type(error).__name__}: {error}"})
     _flush()
     with os.fdopen(RESULT, "w", encoding="utf-8", closefd=False) as file:
         file.write(outcome)
+    return 0
 
 
 def _value(call: dict[str, Any]) -> Any:
@@ -51,6 +60,15 @@ def _plain(value: Any) -> Any:
     import msgspec
 
     return msgspec.to_builtins(value)
+
+
+def _text(value: Any) -> str:
+    """A value as `aios_kernel.tools.thread.text_of` has it."""
+    if isinstance(value, str):
+        return value
+    import msgspec
+
+    return msgspec.json.encode(value).decode()
 
 
 def _flush() -> None:

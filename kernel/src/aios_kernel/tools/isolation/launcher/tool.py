@@ -84,8 +84,7 @@ def become_tool(
             teller.tell(error)
         else:
             status = 1
-            function.main()
-            status = 0
+            status = function.main()
     finally:
         os._exit(status)
 
@@ -93,29 +92,36 @@ def become_tool(
 def become_tool_alone() -> NoReturn:
     """Turn into the tool without a supervisor: this process was started by somebody who will wait for it and end it.
 
-    The request stands in the environment, with the filter in it; the folder is the working directory.
+    The request stands in the environment, with the filter in it; the folder is the working directory. What a function
+    returns goes to the standard output, and what it prints to the standard error: progress.
     """
     teller = _Teller(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, _HIGH))
+    status = _NOT_STARTED
     try:
-        request = json.loads(os.environ[ALONE])
-        folder = os.getcwd()
-        if request["uid"] is not None:
-            os.chown(folder, request["uid"], request["uid"])
-        program = os.memfd_create("filter", os.MFD_CLOEXEC)
-        os.write(program, bytes.fromhex(request["program"]))
-        os.lseek(program, 0, os.SEEK_SET)
-        _prepare(request, folder, None, [0, 1, 2, os.open(os.devnull, os.O_WRONLY), program], teller)
-    except BaseException as error:  # noqa: BLE001 - all that is left to do is to say why
-        teller.tell(error)
+        try:
+            request = json.loads(os.environ[ALONE])
+            folder = os.getcwd()
+            if request["uid"] is not None:
+                os.chown(folder, request["uid"], request["uid"])
+            program = os.memfd_create("filter", os.MFD_CLOEXEC)
+            os.write(program, bytes.fromhex(request["program"]))
+            os.lseek(program, 0, os.SEEK_SET)
+            streams = [0, 2, 2, 1] if request["function"] else [0, 1, 2, os.open(os.devnull, os.O_WRONLY)]
+            _prepare(request, folder, None, [*streams, program], teller)
+        except BaseException as error:  # noqa: BLE001 - all that is left to do is to say why
+            teller.tell(error)
+        else:
+            status = 1
+            status = function.main()
     finally:
-        os._exit(_NOT_STARTED)
+        os._exit(status)
 
 
 def _prepare(
     request: dict[str, Any], folder: str, channel: socket.socket | None, descriptors: list[int], teller: _Teller
 ) -> None:
     files = [_opened(file) for file in request["files"]]
-    _stage(request, folder)
+    _stage(request, folder, alone=channel is None)
     confined = request["landlock"]
     rules = landlock.ruleset(confined["read"], [folder, *confined["write"]]) if confined is not None else -1
     limits: dict[str, int] = dict(request["limits"])
@@ -157,11 +163,14 @@ def _environment(request: dict[str, Any], folder: str) -> dict[str, str]:
     return request["env"] | own
 
 
-def _stage(request: dict[str, Any], folder: str) -> None:
-    """Write the paths of staged places into the command line."""
+def _stage(request: dict[str, Any], folder: str, *, alone: bool) -> None:
+    """Write the paths of staged places into the command line.
+
+    The folder of a job lies where others cannot reach it: what it reads is staged elsewhere.
+    """
     staged: dict[str, str] = request["staged"]
     if staged:
-        paths = staging.stage(list(staged.values()), folder)
+        paths = staging.stage(list(staged.values()), None if alone else folder, request["argv"])
         for position, path in zip(staged, paths, strict=True):
             request["argv"][int(position)] = path
 
