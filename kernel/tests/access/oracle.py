@@ -89,4 +89,6 @@ def decide(policy: dict[str, Any], grants: list[Grant], chain: Chain, right: str
             owner = f"agent/{parts[1]}" if parts[0] == "job" else f"{parts[1]}/{parts[2]}"
             if alone(policy, [], subject, "spawn", f"spawn/{owner}", False) != "allow":
                 return "deny"
+            if said(policy, "ask", subject, right, resource, tainted):
+                said_of.append("ask")
     return "ask" if "ask" in said_of else "allow"

@@ -165,3 +165,17 @@ def test_nothing_is_gained_by_granting(access: AccessManager, seed: int) -> None
         if oracle.decide(policy, [], grantee, request.right, request.resource, False) != "allow":
             with pytest.raises(AccessDenied):
                 asyncio.run(access.give(chain_of(grantee), "third", request.resource, [request.right]))  # type: ignore[list-item]
+
+
+def test_a_parents_question_is_asked_about_a_space_that_its_child_owns(access: AccessManager) -> None:
+    boss = {"rights": ["write"], "resources": ["memory/*"], "roles": ["boss"]}
+    policy = {
+        "roles": {"boss": {"agents": ["boss"]}},
+        "allow": [{"rights": ["spawn"], "resources": ["spawn/*"], "roles": ["boss"]}],
+        "deny": [],
+        "ask": [boss],
+    }
+    child = (("me", "", "kid/task", ""), ("me", "", "boss", ""))
+    for what, expected in ((policy, 1), (policy | {"ask": []}, 2)):
+        under(access, what, [])
+        assert rank(access, made.Request(child, "write", "memory/agent/kid", False)) == expected

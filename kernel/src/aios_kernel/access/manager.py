@@ -73,7 +73,8 @@ class AccessManager:
                     return (
                         found if first is None else Decision("deny", f'{found.rule} for its parent "{subject.agent}"')
                     )
-            elif found.question is not None:
+                found = self._with_questions(subject, right, names, tainted, Decision("allow", _OWNED))
+            if found.question is not None:
                 question = found.question.stricter(question)
             first = first or found
         assert first is not None
@@ -168,9 +169,14 @@ class AccessManager:
         giver = self._giver(subject, right, names)
         if giver is None:
             return found
-        granted = Decision("allow", f'a grant of "{giver.agent}"')
+        return self._with_questions(subject, right, names, tainted, Decision("allow", f'a grant of "{giver.agent}"'))
+
+    def _with_questions(
+        self, subject: Subject, right: Right, names: list[str], tainted: bool, found: Decision
+    ) -> Decision:
+        """What is allowed for another reason than a rule, unless a rule demands that a person is asked."""
         rules = self.policy.rules(subject, right, tainted)
-        return _asked(rules.ask.all(names), granted) if rules is not None and rules.ask is not None else granted
+        return _asked(rules.ask.all(names), found) if rules is not None and rules.ask is not None else found
 
     def _by_policy(self, subject: Subject, right: Right, names: list[str], tainted: bool) -> Decision:
         """What one subject may as an owner and by the rules."""
