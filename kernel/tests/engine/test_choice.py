@@ -51,3 +51,21 @@ def test_the_first_of_the_largest_that_are_allowed(
         tokens, finite = choice.best(given)
         assert tokens == expected.argmax(axis=1).tolist()
         assert finite == np.isfinite(expected[np.arange(rows + 2), tokens]).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_row_by_its_own_mask(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[1.0, 5.0, 3.0], [9.0, 2.0, 2.0], [4.0, 0.0, 1.0], [1.0, 2.0, 0.0]], dtype=dtype)
+    bits = torch.tensor([[0b110], [0b101], [0b000]], dtype=torch.int32)
+    tokens, values = choice.best_of_each(logits, bits, [1, -1, 2, 0])
+    assert tokens[:2] + tokens[3:] == [2, 0, 1]
+    assert values == [3.0, 9.0, float("-inf"), 2.0]
+
+
+@pytest.mark.parametrize("vocab", [3, 40])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_number_counts_although_it_is_barred(vocab: int, broken: float) -> None:
+    logits, bits = torch.zeros(2, vocab), torch.full((1, 2), -2, dtype=torch.int32)
+    logits[0, 0] = broken
+    _, values = choice.best_of_each(logits, bits, [0, 0])
+    assert np.isnan(values).tolist() == [True, False]

@@ -140,5 +140,6 @@ def _engine_places(engine: Any) -> list[Place]:
         (module, "pack", "pack"),
         (engine._runner, "forward", "forward"),
         (module, "choose", "choose"),
+        (module, "first_tokens", "choose"),
         (engine, "_settle", "settle"),
     ]

@@ -30,7 +30,9 @@ class Work(msgspec.Struct):
     row: int = 0
     """Packed row of its last token."""
     choice: Choice | None = None
-    """The token that it emits, once the forward has run."""
+    """What it emits, once the forward has run."""
+    token: int = -1
+    """The same where it is the model's first choice and nothing more is to be told; `choice` is None then."""
     scores: list[TokenScore] = []
     """Of the prompt's tokens, if they are asked for."""
 

@@ -30,7 +30,7 @@ from aios_kernel.engine.torch.experts.loading import mixture_of
 from aios_kernel.engine.torch.fingerprint import fingerprint
 from aios_kernel.engine.torch.holds import Hold as BlockHold
 from aios_kernel.engine.torch.kv import KvMemory
-from aios_kernel.engine.torch.launched import Launched, Underway, both
+from aios_kernel.engine.torch.launched import Launched, Underway, both, nothing
 from aios_kernel.engine.torch.lora.adapters import Adapters
 from aios_kernel.engine.torch.lora.shelf import Shelf
 from aios_kernel.engine.torch.masks import Lookahead
@@ -49,7 +49,7 @@ from aios_kernel.engine.torch.reservation import (
     cached_length,
 )
 from aios_kernel.engine.torch.runner import ModelRunner
-from aios_kernel.engine.torch.sampler import choose
+from aios_kernel.engine.torch.sampler import choose, first_tokens
 from aios_kernel.engine.torch.sizing import pool_blocks
 from aios_kernel.engine.torch.snapshot import TorchSnapshot
 from aios_kernel.engine.torch.swap import Swapper
@@ -404,13 +404,14 @@ class TorchEngine:
         return Launched(entries, works, reservation.undo, underway)
 
     def _end(self, launched: Launched) -> list[StepOutput]:
-        try:
-            with torch.inference_mode():
-                launched.underway.finish()
-        except BaseException:
-            self._forget_copies()
-            launched.undo()
-            raise
+        if launched.underway.finish is not nothing:
+            try:
+                with torch.inference_mode():
+                    launched.underway.finish()
+            except BaseException:
+                self._forget_copies()
+                launched.undo()
+                raise
         return self._settle(launched.works)
 
     def _check_room(self, entries: Sequence[tuple[TorchContext, int]], decoding: Sequence[TorchContext]) -> None:
@@ -458,7 +459,9 @@ class TorchEngine:
             return self._compute_beside(works, self._paged)
         batch = pack(works, self._dense, self._runner.device, self._decoding)
         emitting = [work.context for work in batch.emitting]
-        self._lookahead.begin(emitting)
+        plain = not batch.scoring and all(context.plain for context in emitting)
+        if not plain:
+            self._lookahead.begin(emitting)
         try:
             logits = self._runner.forward(
                 batch.ids, batch.positions, batch.layout, self._memory, batch.rows, self._adapters.table(batch.works)
@@ -466,7 +469,11 @@ class TorchEngine:
         finally:
             masks = self._lookahead.take()
         n = len(emitting)
-        if n:
+        tokens = first_tokens(logits) if plain and n else None
+        if tokens is not None:  # by far the most frequent kind of step: nothing is made that nobody asks for
+            for work, token in zip(batch.emitting, tokens, strict=True):
+                work.token = token
+        elif n:
             for work, choice in zip(batch.emitting, choose(logits[:n], emitting, masks), strict=True):
                 work.choice = choice
         if batch.scoring:
@@ -512,6 +519,10 @@ class TorchEngine:
             self._publish(context)
         if work.n_tokens > 1:
             self._publish_tail(context)
+        if work.token >= 0:
+            context.emitted += 1
+            context.tokens.append(work.token)
+            return StepOutput(context, work.n_tokens, work.token, work.token)
         if choice is None:
             return StepOutput(context, work.n_tokens, prompt=work.scores)
         if choice.error is not None:

@@ -64,6 +64,12 @@ def choose(logits: Tensor, contexts: Sequence[TorchContext], masks: Masks | None
     return choices
 
 
+def first_tokens(logits: Tensor) -> list[int] | None:
+    """The first choices of contexts that ask for nothing else (`TorchContext.plain`); None if a row is not finite."""
+    tokens, finite = _best(logits)
+    return tokens if all(finite) else None
+
+
 def _first_choices(logits: Tensor) -> list[Choice]:
     tokens, finite = _best(logits)
     if all(finite):
