@@ -223,6 +223,7 @@ class Database:
         version: the schema's version; see `migrate`.
         upgrades: see `migrate`.
         synchronous: see `connect`.
+        busy: commits are many, and somebody waits for each: the log gets its size at once (see `reserve_log`).
     """
 
     def __init__(
@@ -233,11 +234,12 @@ class Database:
         upgrades: Mapping[int, Upgrade] | None = None,
         *,
         synchronous: Synchronous = "FULL",
+        busy: bool = False,
     ) -> None:
         db = connect(path, synchronous=synchronous)
         try:
             migrate(db, path, schema, version, upgrades)
-            if synchronous == "FULL":
+            if busy:
                 reserve_log(db, path)
             self._reader = Reader(path, name=path.stem)
         except AiosError:

@@ -21,7 +21,7 @@ from aios_kernel.memory import chroma_wire as wire
 from aios_kernel.memory.chroma_store import rebuild
 from aios_kernel.memory.index import Hit, Space, Vector, Vectors
 
-_BATCH: Final = 256
+_BATCH: Final = 1000
 _CLOSE_S: Final = 30.0
 
 

@@ -25,7 +25,7 @@ from aios_kernel.memory.reading import vector_of
 from aios_kernel.memory.recent import Recent
 
 _LINGER_S = 1.0
-_PORTION = 512
+_PORTION = 2000
 
 _log = logging.getLogger(__name__)
 

@@ -82,7 +82,7 @@ class MemoryManager:
         log_bytes: int = 1 << 20,
     ) -> None:
         path = home / "memory.db"
-        self._db = Database(path, schema.SCHEMA, schema.VERSION, schema.UPGRADES)
+        self._db = Database(path, schema.SCHEMA, schema.VERSION, schema.UPGRADES, busy=True)
         self._model = embedder.name
         self._embedding = EmbeddingThread(embedder)
         self._reranker = reranker

@@ -64,7 +64,7 @@ class SqliteStorage:
     """
 
     def __init__(self, path: Path, quota_bytes: int = 0) -> None:
-        self._db = Database(path, _SCHEMA + _USAGE, _VERSION, _UPGRADES)
+        self._db = Database(path, _SCHEMA + _USAGE, _VERSION, _UPGRADES, busy=True)
         self._quota = quota_bytes
 
     async def put(self, principal: str, owner: str, path: str, data: bytes) -> FileInfo:
