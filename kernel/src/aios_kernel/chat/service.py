@@ -36,7 +36,7 @@ class ChatService:
         self._loras = Loras(model, config.models)
         self._strict = config.strict
         # The kernel, not the caller, keeps trust domains apart in the prefix cache; a fresh key each life.
-        self._salt = functools.lru_cache(_SALTS)(functools.partial(_salt, secrets.token_bytes(16)))
+        self._salts = functools.lru_cache(_SALTS)(functools.partial(_salt, secrets.token_bytes(16)))
         self._window: WindowStrategy = config.window
         room = min(model.codec.window, model.engine.capabilities.kv_tokens)
         self._fitter = WindowFitter(model.codec, room, model.name) if model.engine.capabilities.step_control else None
@@ -61,7 +61,7 @@ class ChatService:
     def fit(self, call: LlmChat, program: Program) -> Fitting:
         """Make a call fit the window by its declared strategy; see `WindowFitter.fit`."""
         assert self._fitter is not None
-        return self._fitter.fit(call, self._strategy(call, program), self._salt(program.principal, program.group))
+        return self._fitter.fit(call, self._strategy(call, program), self._salt(program))
 
     def _strategy(self, call: LlmChat, program: Program) -> WindowStrategy:
         return call.window or program.window or self._window
@@ -91,7 +91,7 @@ class ChatService:
             agent=program.agent,
             group=program.group,
             priority=program.priority,
-            salt=self._salt(program.principal, program.group),
+            salt=self._salt(program),
             prompt=prompt,
             sampling=self._sampling(call.sampling),
             max_tokens=self._limit(call.sampling, len(prompt), program.terms, lora),
@@ -139,6 +139,9 @@ class ChatService:
                 f'model "{asked}" is not served here; this kernel serves "{self._model.name}"',
                 fix=f'map it in aios.toml: [models] "{asked}" = "{self._model.name}", or set strict = false',
             )
+
+    def _salt(self, program: Program) -> bytes:
+        return self._salts(program.principal, program.group)
 
     def _sampling(self, asked: Sampling) -> SamplingParams:
         return resolve(asked, self._model.codec.defaults, self._forced(asked.forced))

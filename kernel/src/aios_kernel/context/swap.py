@@ -103,6 +103,8 @@ class SwapTiers:
 
     def forget(self, place: Place) -> None:
         """Free what the tiers hold of a sequence: it is back in the pool, or has ended."""
+        if place.snapshot is None and place.stored is None:
+            return  # most were never swapped out
         write = self._writes.get(place)
         if write is not None and self._disk is not None and write.done.cancel():
             del self._writes[place]

@@ -196,9 +196,9 @@ class FakeStream:
 
     def push_all(self, tokens: Sequence[int]) -> TextPiece:
         """Several."""
-        words = [self._vocabulary.word(token) for token in tokens]
-        if not any(word.startswith(_CALL) for word in words):
-            return TextPiece("".join(words))
+        text = self._vocabulary.decode(tokens)
+        if _CALL not in text:
+            return TextPiece(text)
         pieces = [self.push(token) for token in tokens]
         calls = tuple(call for piece in pieces for call in piece.tool_calls)
         return TextPiece("".join([piece.text for piece in pieces]), calls)

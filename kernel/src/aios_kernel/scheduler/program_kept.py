@@ -166,7 +166,8 @@ class Kept:
         return before is None
 
     def _sort_in(self, program: str, tasks: Mapping[int, Task]) -> None:
-        self._sort_out(program)
+        if program in self._paused or program in self._live:
+            self._sort_out(program)
         row = self.rows.get(program)
         if row is None:
             return

@@ -233,7 +233,14 @@ class Stepper:
             told.append(Computed(generation.id, generation.order.program, computed, emitted))
         self._roster.tell_all(told, time.monotonic())
         for held, output in zip(members, outputs, strict=True):
-            self._accept(held, output)
+            generation, token = held.generation, output.token
+            if output.error is not None:
+                self._fail(held, output)
+            elif token is not None:
+                if not generation.generated:
+                    self._roster.prompt_computed(held)
+                if not generation.keep(token):
+                    self._show(held, output)
 
     def _outputs(self, plan: list[tuple[Context, int]]) -> list[StepOutput]:
         if not self.overlaps:
@@ -242,16 +249,6 @@ class Stepper:
         launched = engine.launch(plan)
         self._meanwhile()
         return engine.collect(launched)
-
-    def _accept(self, held: Held, output: StepOutput) -> None:
-        generation, token = held.generation, output.token
-        if output.error is not None:
-            self._fail(held, output)
-        elif token is not None:
-            if not generation.generated:
-                self._roster.prompt_computed(held)
-            if not generation.keep(token):
-                self._show(held, output)
 
     def _fail(self, held: Held, output: StepOutput) -> None:
         self._roster.fail([held], output.failure or errors.EngineError(output.error or "", fix="aios doctor"))
