@@ -426,3 +426,6 @@ def test_plugins_and_doctor(shell: Shell) -> None:
     checks = json.loads(shell("doctor", "--json"))
     assert all(check["ok"] for check in checks), [check for check in checks if not check["ok"]]
     assert any(check["found"] == "hooked" for check in checks)
+    found = {check["what"]: check["found"] for check in checks}
+    assert "bwrap" in found["tools at level sandbox"]
+    assert "podman" in found["tools at level container"]

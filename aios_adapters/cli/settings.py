@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def doctor(
     json: Json = False, log: Annotated[bool, typer.Option("--log", help="Also print the kernel's log.")] = False
 ) -> None:
     """Check the installation; every line that is not ok names the command that mends it. Status 1 if one is not."""
-    checks = [*_settings_checks(), *_package_checks(), *_engine_checks(), *_adapter_checks()]
+    checks = [*_settings_checks(), *_package_checks(), *_engine_checks(), *_isolation_checks(), *_adapter_checks()]
     if json:
         show_json([{"what": c.what, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks])
     else:
@@ -130,6 +131,20 @@ def _settings_checks() -> list[Check]:
     fits = len(str(socket_of(config)).encode()) < 104
     checks.append(Check("socket path", fits, str(socket_of(config)), "set AIOS_HOME to a shorter path"))
     return [*checks, _kernel_check(config)]
+
+
+_ISOLATION = {"sandbox": (("bwrap", "prlimit"), "bubblewrap"), "container": (("podman", "runc"), "podman runc")}
+"""Isolation levels of hosted tools: the programs that each needs, and their packages."""
+
+
+def _isolation_checks() -> list[Check]:
+    """Which levels there are programs for; none has to be, and a tool that asks for a missing one is refused."""
+    checks: list[Check] = []
+    for level, (programs, packages) in _ISOLATION.items():
+        missing = [program for program in programs if shutil.which(program) is None]
+        found = f"{', '.join(missing)} missing (apt install {packages})" if missing else ", ".join(programs)
+        checks.append(Check(f"tools at level {level}", True, found))
+    return checks
 
 
 def _kernel_check(config: Config) -> Check:

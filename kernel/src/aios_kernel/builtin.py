@@ -85,8 +85,8 @@ def aios_kernel_tool_sources() -> Mapping[str, ToolSourceFactory]:
 
 @hookimpl
 def aios_kernel_isolation() -> Mapping[Isolation, IsolationFactory]:
-    """Landlock and seccomp, bubblewrap."""
-    return {"subprocess": _subprocess_level, "sandbox": _sandbox_level}
+    """Landlock and seccomp, bubblewrap, podman."""
+    return {"subprocess": _subprocess_level, "sandbox": _sandbox_level, "container": _container_level}
 
 
 def _torch(config: Config) -> LoadedModel:
@@ -248,6 +248,14 @@ def _sandbox_level(config: Config) -> Confine:
     from aios_kernel.tools.isolation.sandbox import Sandbox
 
     return Confiner(Sandbox(), home_of(config))
+
+
+def _container_level(config: Config) -> Confine:
+    from aios_kernel.config import home_of
+    from aios_kernel.tools.isolation.confine import Confiner
+    from aios_kernel.tools.isolation.container import Container
+
+    return Confiner(Container(), home_of(config))
 
 
 def _python_tools(config: Config, file: ToolsFile) -> ToolSource:

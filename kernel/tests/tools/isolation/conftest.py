@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 
 from aios_kernel.errors import Unsupported
+from aios_kernel.tools.isolation.container import Container
 from aios_kernel.tools.isolation.level import Runner
 from aios_kernel.tools.isolation.plain import Plain
 from aios_kernel.tools.isolation.sandbox import Sandbox
 from aios_kernel.tools.isolation.subprocess_level import Subprocess
 
-LEVELS: dict[str, Callable[[], Any]] = {"trusted": Plain, "subprocess": Subprocess, "sandbox": Sandbox}
+LEVELS: dict[str, Callable[[], Any]] = {
+    "trusted": Plain,
+    "subprocess": Subprocess,
+    "sandbox": Sandbox,
+    "container": Container,
+}
 
 
 def runner_of(name: str) -> Runner:
@@ -23,13 +29,13 @@ def runner_of(name: str) -> Runner:
     try:
         runner.check()
     except Unsupported as error:
-        if os.environ.get("REQUIRE_ISOLATION"):
+        if os.environ.get("REQUIRE_ISOLATION") and name != "container":  # which few machines have
             pytest.fail(f"REQUIRE_ISOLATION is set, and level {name} is missing: {error}")
         pytest.skip(f"level {name} is missing: {error.message}")
     return runner
 
 
-@pytest.fixture(params=["subprocess", "sandbox"])
+@pytest.fixture(params=["subprocess", "sandbox", "container"])
 def confined(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """Each confined level."""
     runner = runner_of(request.param)
@@ -37,7 +43,7 @@ def confined(request: pytest.FixtureRequest) -> Iterator[Runner]:
     runner.stop()
 
 
-@pytest.fixture(params=["trusted", "subprocess", "sandbox"])
+@pytest.fixture(params=["trusted", "subprocess", "sandbox", "container"])
 def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """Each level."""
     runner = runner_of(request.param)
@@ -63,6 +69,12 @@ def shell() -> str:
 def has_subprocess() -> None:
     """Skips where level 1 is missing."""
     runner_of("subprocess").stop()
+
+
+@pytest.fixture
+def has_container() -> None:
+    """Skips where level 3 is missing."""
+    runner_of("container").stop()
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 
 from aios_kernel.client import Client
 from aios_kernel.config import Config
-from aios_kernel.errors import AiosError, ConfigError, ToolError
+from aios_kernel.errors import AiosError, ConfigError, ToolError, Unsupported
 from aios_kernel.server.inprocess import InProcessKernel
 from aios_kernel.syscalls import AccessAudit, AgentSpawn, AuditRecords, ToolInvoke, ToolOutput
+from aios_kernel.tools.isolation.container import Container
 
 HERE = Path(__file__).parent.resolve()
 ROOT = HERE.parents[3]
@@ -38,7 +39,7 @@ isolation = "LEVEL"
 """
 
 
-@pytest.mark.parametrize("level", ["subprocess", "sandbox"])
+@pytest.mark.parametrize("level", ["subprocess", "sandbox", "container"])
 def test_confined_tools_of_a_kernel(
     level: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +73,11 @@ def test_confined_tools_of_a_kernel(
     ]
 
 
-def test_a_level_that_is_missing_stops_the_start(tmp_path: Path) -> None:
+def test_a_level_that_is_missing_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: Container) -> None:
+        raise Unsupported("level container needs podman, which is not installed", fix="apt install podman runc")
+
+    monkeypatch.setattr(Container, "check", missing)
     (tmp_path / "tools.toml").write_text('[commands.c]\nargv = ["true"]\nisolation = "container"')
     config = Config(kernel="inprocess", home=str(tmp_path), model="fake", embedder="hash", vectors="exact")
     with pytest.raises(AiosError, match="container"):

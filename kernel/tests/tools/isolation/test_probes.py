@@ -28,6 +28,7 @@ from aios_kernel.tools.isolation.level import Job, Runner
 
 PROBES = Path(__file__).with_name("probes.py").resolve()
 DOCUMENT = Path(__file__).resolve().parents[4] / "docs" / "isolation.md"
+LEVELS = ("trusted", "subprocess", "sandbox", "container")
 LIBC = ctypes.CDLL(None, use_errno=True)
 WAIT = "import signal, sys; signal.signal(10, print); sys.stdin.read()"
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -123,13 +124,15 @@ class Target:
                 "-I",
                 "-S",
                 "-c",
-                "import signal, sys; signal.signal(10, print); sys.stdin.read()",
+                "import signal, sys; signal.signal(10, print); print(flush=True); sys.stdin.read()",
                 MARKER,
             ],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             env=os.environ | {self.variable: MARKER},
         )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # before that a signal would end it
         self.pid = self._process.pid
 
     def clean(self) -> None:
@@ -261,12 +264,11 @@ async def test_an_attack_gets_as_far_as_the_document_says(confined: Runner, atta
 
 
 def test_the_document_promises_what_is_tested() -> None:
-    head, *lines = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", DOCUMENT.read_text(), re.MULTILINE)
-    del head
-    said = {words: (subprocess_, sandbox) for words, subprocess_, sandbox in lines}
+    lines = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    said = {words: levels for words, *levels in lines}
     for attack in ATTACKS:
-        levels = ["gets through" if level in attack.through else "stopped" for level in ("subprocess", "sandbox")]
-        assert said.get(attack.words) == tuple(levels), attack.words
+        levels = ["gets through" if level in attack.through else "stopped" for level in LEVELS[1:]]
+        assert said.get(attack.words) == levels, attack.words
     promised = {words for words, levels in said.items() if set(levels) <= {"stopped", "gets through"}}
     assert promised == {attack.words for attack in ATTACKS}
 
@@ -281,6 +283,8 @@ def open_copy(target: Target) -> str:
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.words.replace(" ", "-"))
 def test_a_long_job_is_confined_the_same(confined: Runner, attack: Attack, target: Target, tmp_path: Path) -> None:
     """Which confines itself, without the fork server (`Confiner` gives such a `launch`)."""
+    if not confined.level.outlives:
+        pytest.skip("nothing of this level outlives the kernel")
     if attack.needs_root and os.geteuid() != 0:
         pytest.skip("without isolation only root gets through")
     if not Path(SYSTEM_PYTHON).exists():

@@ -66,14 +66,15 @@ class Confiner:
         name, confinement = tool.spec.name, tool.confinement
         self._check(name, confinement)
         launch = None
+        lasts = self._runner.level.outlives and not confinement.network  # the proxy is the kernel's
         if tool.launch is not None:
             run = command(self._runner, name, tool.launch, confinement)
-            launch = None if confinement.network else alone(self._runner, name, tool.launch, confinement)
+            launch = alone(self._runner, name, tool.launch, confinement) if lasts else None
         else:
             places.check(name, places.of_python(), self._home)
             reference = reference_of(name, tool.run)
             run = self._function(name, reference, confinement)
-            launch = None if confinement.network else function_alone(self._runner, reference, confinement)
+            launch = function_alone(self._runner, reference, confinement) if lasts else None
         return dataclasses.replace(tool, run=run, launch=launch, status=self._status(tool), confined=True)
 
     def server(self, name: str, launch: Launch, confinement: Confinement) -> Serve:

@@ -47,6 +47,8 @@ class Level(Protocol):
     name: ClassVar[Isolation]
     networks: ClassVar[bool]
     """Whether `Confinement.network` can be kept."""
+    outlives: ClassVar[bool]
+    """Whether a process can confine itself and outlive the kernel, as long jobs do: its group is all that it starts."""
 
     def check(self) -> None:
         """Raise Unsupported if the machine lacks the level."""

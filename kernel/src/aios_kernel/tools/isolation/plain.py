@@ -16,6 +16,7 @@ class Plain:
 
     name: ClassVar[Isolation] = "trusted"
     networks: ClassVar[bool] = True
+    outlives: ClassVar[bool] = True
 
     def check(self) -> None:
         """Every machine has it."""

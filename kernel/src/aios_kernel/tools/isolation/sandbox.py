@@ -40,6 +40,7 @@ class Sandbox:
 
     name: ClassVar[Isolation] = "sandbox"
     networks: ClassVar[bool] = True
+    outlives: ClassVar[bool] = True
 
     def check(self) -> None:
         """Raise Unsupported without bubblewrap, prlimit or seccomp."""
@@ -62,7 +63,7 @@ class Sandbox:
             *("--remount-ro", "/dev", "--remount-ro", "/"),
             *("--chdir", job.cwd or "/tmp", "--seccomp", str(_FILTER), "--"),
             *(_program("prlimit", ""), f"--nproc={confinement.processes}:{confinement.processes}", "--"),
-            *(job.argv or _function()),
+            *(job.argv or function_argv()),
         ]
         staged = _hidden(argv) if uid is not None else {}
         proxy = f"http://127.0.0.1:{PORT}"
@@ -146,13 +147,19 @@ def _is_open(place: str) -> bool:
     return all(os.stat(parent).st_mode & stat.S_IXOTH for parent in parents)
 
 
-def _function() -> list[str]:
+def function_argv() -> list[str]:
+    """The command that calls a function within an isolation level (`launcher.function`)."""
     return [interpreter(), "-I", "-S", "-c", _FUNCTION.format(folder=FOLDER)]
 
 
-@functools.cache
 def _program(name: str, fix: str) -> str:
+    return system_program(name, "sandbox", fix)
+
+
+@functools.cache
+def system_program(name: str, level: str, fix: str) -> str:
+    """The path of a program that a level needs. Raises Unsupported."""
     found = shutil.which(name, path=os.defpath + ":/usr/local/bin:" + os.environ.get("PATH", ""))
     if found is None:
-        raise Unsupported(f"level sandbox needs {name}, which is not installed", fix=fix)
+        raise Unsupported(f"level {level} needs {name}, which is not installed", fix=fix)
     return found

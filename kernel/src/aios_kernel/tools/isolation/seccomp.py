@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import socket
 import tempfile
 from typing import Any
@@ -99,6 +100,28 @@ def among_others(*, own_user: bool, one_session: bool = False) -> bytes:
         for name, position in _OF_PROCESSES.items():
             rules.add_rule(denied, name, seccomp.Arg(position, seccomp.NE, 0))
     return _exported(rules)
+
+
+@functools.cache
+def profile() -> str:
+    """The rules of `isolated` as container engines read them (OCI, JSON)."""
+
+    def denied(names: list[str], code: int, *arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": code, "args": [*arguments]}
+
+    def masked(index: int, mask: int, value: int) -> dict[str, Any]:
+        return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+
+    families = sorted({*range(_FAMILIES)} - {int(socket.AF_UNIX), int(socket.AF_INET), int(socket.AF_INET6)})
+    rules = [
+        denied([*_MOUNTS, *_OTHERS, *_MACHINE], errno.EPERM),
+        denied(["clone3"], errno.ENOSYS),
+        *(denied(["clone"], errno.EPERM, masked(0, flag, flag)) for flag in _NAMESPACES),
+        *(denied(["ioctl"], errno.EPERM, masked(1, _32, request)) for request in _TERMINAL_INPUT),
+        *(denied(["socket"], errno.EPERM, {"index": 0, "value": each, "op": "SCMP_CMP_EQ"}) for each in families),
+        denied(["socket"], errno.EPERM, {"index": 0, "value": _FAMILIES, "op": "SCMP_CMP_GE"}),
+    ]
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
 
 
 def _base(seccomp: Any, families: tuple[int, ...]) -> Any:

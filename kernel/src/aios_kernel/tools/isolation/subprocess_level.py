@@ -20,6 +20,7 @@ class Subprocess:
 
     name: ClassVar[Isolation] = "subprocess"
     networks: ClassVar[bool] = False
+    outlives: ClassVar[bool] = True
 
     def check(self) -> None:
         """Raise Unsupported without seccomp, or with a Landlock that lets signals out."""
