@@ -39,12 +39,20 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.suites) - set(SUITES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    rows = [outcome(name, SUITES[name]) for name in asked.suites or SUITES]
+    found = [outcome(name, SUITES[name]) for name in asked.suites or SUITES]
+    rows = merged(asked.report, found)
     made = report("passthrough", rows) | {"command": "make framework-suites"}
     asked.report.parent.mkdir(parents=True, exist_ok=True)
     asked.report.write_text(json.dumps(made, indent=2) + "\n")
     show("passthrough", [{key: value for key, value in row.items() if key != "calls"} for row in rows])
-    return int(any(row["error"] or row["different"] for row in rows))
+    return int(any(row["error"] or row["different"] for row in found))
+
+
+def merged(path: Path, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, and those of suites that were not asked for from an earlier report."""
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = {row["suite"]: row for row in (*earlier, *found)}
+    return [rows[name] for name in SUITES if name in rows]
 
 
 def outcome(name: str, suite: dict[str, Any]) -> dict[str, Any]:
