@@ -153,12 +153,12 @@ def test_a_sandbox_without_its_programs_is_refused(
 
     found = shutil.which
     monkeypatch.setattr(sandbox.shutil, "which", lambda name, **more: None if name == missing else found(name, **more))
-    sandbox._program.cache_clear()
+    sandbox.system_program.cache_clear()
     tool = HostedTool(ToolSpec(name="t", parameters={}), Reference("functions:add"), isolation="sandbox")
     with pytest.raises(Unsupported, match=f"needs {missing}") as caught:
         ToolRegistry([tool], levels={"sandbox": lambda: Confiner(Sandbox(), tmp_path)})
     assert "apt install" in str(caught.value)
-    sandbox._program.cache_clear()
+    sandbox.system_program.cache_clear()
 
 
 def test_a_sandbox_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_sandbox_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         sandbox.shutil, "which", lambda name, **more: str(fake) if name == "bwrap" else found(name, **more)
     )
-    sandbox._program.cache_clear()
+    sandbox.system_program.cache_clear()
     with pytest.raises(Unsupported, match="does not work here"):
         Confiner(Sandbox(), tmp_path)
-    sandbox._program.cache_clear()
+    sandbox.system_program.cache_clear()
 
 
 def test_an_old_landlock_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
