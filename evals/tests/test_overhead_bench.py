@@ -43,5 +43,4 @@ def test_all_roads_do_the_same_work() -> None:
         assert row["ttft_ms"] > 0
     assert rows[0]["ratio"] == 1.0
     assert rows[0]["ttft_later_ms"] == 0.0
-    assert all(row["ratio"] < 1.0 for row in rows[2:])  # nothing is for nothing on a model this small
     assert rows[1]["ratio_to_text"] == 1.0

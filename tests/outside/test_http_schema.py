@@ -39,6 +39,7 @@ LOOKED = {"/v1/models": 100, "/v1/models/{model}": 400}
 BEYOND_SCHEMAS = [
     r"two tools are called",
     r"tool_choice (is required, but|names the tool)",
+    r"asks for text, but tool_choice",
     r"choosing a tool called",
     r"top_logprobs needs logprobs",
     r"max_tokens and max_completion_tokens say different",
