@@ -296,8 +296,11 @@ def _as_nobody(path: str, token: str) -> bytes:
 
 async def _hang_up_of(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> bytes:
     """What is said before the other side hangs up; it must do so within the time."""
+    said = b""
     async with asyncio.timeout(seconds):
-        said = await reader.read()
+        with contextlib.suppress(ConnectionResetError):  # what was still on its way to the other side is thrown away
+            while piece := await reader.read(4096):
+                said += piece
     writer.close()
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
         await writer.wait_closed()

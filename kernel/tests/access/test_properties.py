@@ -179,3 +179,6 @@ def test_a_parents_question_is_asked_about_a_space_that_its_child_owns(access: A
     for what, expected in ((policy, 1), (policy | {"ask": []}, 2)):
         under(access, what, [])
         assert rank(access, made.Request(child, "write", "memory/agent/kid", False)) == expected
+    under(access, policy, [])
+    with pytest.raises(AccessDenied):  # what one would have to ask for oneself is nothing to give away
+        asyncio.run(access.give(chain_of(child), "friend", "memory/agent/kid", ["write"]))

@@ -438,13 +438,26 @@ def test_cancelling_closes_the_request(server: Server, bench: Bench) -> None:
 
 
 def test_no_more_calls_are_open_than_slots(server: Server, make: Callable[..., Bench]) -> None:
-    server.answer = stream(0.05, chunk("a"), chunk(finish_reason="stop"))
+    gate = threading.Event()
+    answer = stream(chunk("a"), chunk(finish_reason="stop"))
+
+    def answer_later(handler: BaseHTTPRequestHandler) -> None:
+        assert gate.wait(timeout=30)
+        answer(handler)
+
+    server.answer = answer_later
     bench = make(slots=3)
     generations = [bench.start() for _ in range(10)]
+    until = time.monotonic() + 30
+    while server.open < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.2)  # a fourth would come
+    assert server.most_open == 3
+    gate.set()
     for generation in generations:
         bench.wait(generation)
         assert isinstance(generation.ended, LlmResult)
-    assert server.most_open == 3
 
 
 def test_a_shutdown_leaves_nothing_open(server: Server, bench: Bench) -> None:

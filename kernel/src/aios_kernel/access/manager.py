@@ -206,7 +206,12 @@ class AccessManager:
         """Whether a run holds a right without grants and questions; that alone it can give."""
         return all(
             (found := self._by_policy(subject, right, names, False)).effect == "allow"
-            or (place > 0 and found.rule is NOTHING and self._may_run_owner(subject, names))
+            or (
+                place > 0
+                and found.rule is NOTHING
+                and self._may_run_owner(subject, names)
+                and self._with_questions(subject, right, names, False, Decision("allow", _OWNED)).effect == "allow"
+            )
             for place, subject in enumerate(chain)
         )
 
