@@ -40,6 +40,8 @@ BEYOND_SCHEMAS = [
     r"two tools are called",
     r"tool_choice (is required, but|names the tool)",
     r"asks for text, but tool_choice",
+    r"cannot hold the same answer",
+    r"one of the strings in choice is empty",
     r"choosing a tool called",
     r"top_logprobs needs logprobs",
     r"max_tokens and max_completion_tokens say different",
