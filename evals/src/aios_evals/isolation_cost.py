@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from aios_kernel.errors import Unsupported
+from aios_kernel.tools.isolation.container import Container
 from aios_kernel.tools.isolation.level import Job, Level, Runner
 from aios_kernel.tools.isolation.places import import_path, interpreter
 from aios_kernel.tools.isolation.plain import Plain
@@ -43,7 +44,7 @@ class _Times:
 
 def run(rounds: int = 100) -> list[dict[str, Any]]:
     """One row a case and level; levels that this machine lacks are left out."""
-    runners = [Runner(level) for level in (Plain(), Subprocess(), Sandbox()) if _is_here(level)]
+    runners = [Runner(level) for level in (Plain(), Subprocess(), Sandbox(), Container()) if _is_here(level)]
     try:
         return asyncio.run(_measure(runners, rounds))
     finally:
